@@ -1,0 +1,1 @@
+"""The training engine: everything sdtui does apart from its screens; importing it loads no torch."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 Severity = Literal["error", "warning", "info"]
 
-# Marks that reorder or hide text on a terminal: bidi controls, zero-width characters, line and paragraph separators, BOM.
+# Marks that reorder or hide text on a terminal: bidi controls, zero-width characters, separators, BOM.
 _HIDDEN = frozenset(
     [
         0x061C,
