@@ -1,0 +1,398 @@
+"""The one settings model: TOML, flags, forms, documentation and the JSON Schema all derive from it. Torch-free.
+
+Every key carries the name of the established sd-scripts flag where there is one; names are unique across sections,
+so a flat command line and a sectioned file say the same thing.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+MixedPrecision = Literal["no", "fp16", "bf16"]
+SavePrecision = Literal["float", "fp16", "bf16"]
+SaveFormat = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
+OptimizerName = Literal["AdamW", "AdamW8bit", "Lion", "SGDNesterov", "AdaFactor"]
+CurveName = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+LossName = Literal["l2", "l1", "huber", "smooth_l1"]
+HuberSchedule = Literal["snr", "exponential", "constant"]
+SamplerName = Literal[
+    "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
+    "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a",
+]  # fmt: skip
+Interpolation = Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"]
+
+
+def _numbers(value: Any) -> Any:
+    """Read "512,768", 512 or [512, 768] as a pair; anything else is left for the type check to refuse."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return (value, value)
+    if isinstance(value, str):
+        try:
+            parts = tuple(float(part) if "." in part else int(part) for part in value.split(","))
+        except ValueError as error:
+            raise ValueError("should be numbers separated by commas") from error
+        return parts * 2 if len(parts) == 1 else parts
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _strings(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _spelled(*names: str) -> BeforeValidator:
+    """Accept a name in any mixture of upper and lower case, as sd-scripts does for optimizers."""
+    spelling = {name.lower(): name for name in names}
+    return BeforeValidator(lambda value: spelling.get(value.lower(), value) if isinstance(value, str) else value)
+
+
+def _joined(value: Sequence[float] | None) -> str | None:
+    return None if value is None else ",".join(map(str, value))
+
+
+# Written as "512,768": that is what sd-scripts' --config_file reads.
+Size = Annotated[
+    tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]],
+    BeforeValidator(_numbers, json_schema_input_type=int | str | list[int]),
+    PlainSerializer(_joined),
+]
+Range = Annotated[
+    tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]],
+    BeforeValidator(_numbers, json_schema_input_type=str | list[float]),
+    PlainSerializer(_joined),
+]
+Color = Annotated[
+    tuple[
+        Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
+    ],
+    BeforeValidator(_numbers, json_schema_input_type=str | list[int]),
+    PlainSerializer(_joined),
+]
+Strings = Annotated[tuple[str, ...], BeforeValidator(_strings, json_schema_input_type=list[str]), PlainSerializer(list)]
+PathKind = Literal["model", "file", "folder", "output"]
+
+
+def _path(kind: PathKind) -> dict[str, Any]:
+    return {"path": kind}
+
+
+def _unit(unit: str) -> dict[str, Any]:
+    return {"unit": unit}
+
+
+class Section(BaseModel):
+    """A TOML section: frozen, strict about types, no unknown keys, finite numbers only."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelSettings(Section):
+    """The model to start from and how its text encoder is used."""
+
+    pretrained_model_name_or_path: str = Field("", json_schema_extra=_path("model"))
+    """Model to start from: a .safetensors or .ckpt file, a diffusers folder, or a hub id."""
+    v2: bool | None = None
+    """The model is SD 2.x; left out, this is read from the file, and a wrong statement is refused."""
+    v_parameterization: bool | None = None
+    """The model predicts v (SD 2.x 768) rather than noise; must be said where the file does not tell."""
+    vae: str | None = Field(None, json_schema_extra=_path("model"))
+    """Another VAE to use: a file, a folder or a hub id."""
+    clip_skip: int | None = Field(None, ge=1, le=12)
+    """Take the n-th last layer of the text encoder (1 = last, 2 = penultimate); SD 2.x already uses the penultimate."""
+    max_token_length: Literal[75, 150, 225] | None = None
+    """Tokens a caption may have before the rest is cut; left out: 75."""
+    weighted_captions: bool = False
+    """Read (word:1.3) and [word] in captions as weights, as A1111 does."""
+
+
+class DatasetSettings(Section):
+    """The pictures, their captions, buckets and augmentation; dataset.toml may say the same for each folder."""
+
+    dataset_config: str | None = Field(None, json_schema_extra=_path("file"))
+    """A dataset.toml in sd-scripts' format; its keys win over the ones here."""
+    train_data_dir: str | None = Field(None, json_schema_extra=_path("folder"))
+    """Folder of pictures with .caption or .txt files beside them, or the root of in_json's keys."""
+    in_json: str | None = Field(None, json_schema_extra=_path("file"))
+    """Metadata file (JSON or JSONL) with captions and tags."""
+    dataset_repeats: int = Field(1, ge=1, le=100_000)
+    """How often each picture is shown in one epoch."""
+    resolution: Size | None = None
+    """Target size in pixels, one number or width,height; left out: 512,512."""
+    enable_bucket: bool = False
+    """Sort pictures into buckets of similar aspect ratio instead of cropping all to one shape."""
+    min_bucket_reso: int = Field(256, ge=8, le=16_384, json_schema_extra=_unit("px"))
+    """Shortest side of a bucket."""
+    max_bucket_reso: int = Field(1024, ge=8, le=16_384, json_schema_extra=_unit("px"))
+    """Longest side of a bucket."""
+    bucket_reso_steps: int = Field(64, ge=8, le=1024, json_schema_extra=_unit("px"))
+    """Bucket sides are multiples of this; SD 1.x and 2.x need multiples of 64."""
+    bucket_no_upscale: bool = False
+    """Never enlarge a picture: small ones get buckets of their own size."""
+    resize_interpolation: Interpolation | None = None
+    """Resize filter; left out: area when shrinking, Lanczos when enlarging."""
+    caption_extension: str = ".caption"
+    """Extension of the caption files; .txt is read where there is none."""
+    shuffle_caption: bool = False
+    """Shuffle the parts of each caption, anew in each epoch."""
+    caption_separator: str = Field(",", min_length=1, max_length=16)
+    """What separates the parts of a caption."""
+    keep_tokens: int = Field(0, ge=0, le=1000)
+    """Number of leading caption parts that stay in place when shuffling or dropping."""
+    keep_tokens_separator: str = Field("", max_length=16)
+    """Text that ends the fixed part of a caption, such as |||."""
+    secondary_separator: str | None = Field(None, max_length=16)
+    """Separator that keeps parts together while shuffling and becomes the caption separator afterwards."""
+    enable_wildcard: bool = False
+    """Draw one line of multi-line captions and one of {a|b|c}."""
+    caption_prefix: str | None = None
+    """Text put before every caption."""
+    caption_suffix: str | None = None
+    """Text put after every caption."""
+    caption_dropout_rate: float = Field(0.0, ge=0, le=1)
+    """Share of captions replaced by an empty one, which teaches unguided generation; 0.05 to 0.1 is usual."""
+    caption_dropout_every_n_epochs: int = Field(0, ge=0)
+    """Train every n-th epoch without captions; 0 = never."""
+    caption_tag_dropout_rate: float = Field(0.0, ge=0, le=1)
+    """Share of the movable caption parts that is left out."""
+    token_warmup_min: int = Field(1, ge=1)
+    """Movable caption parts at the first step when token_warmup_step is set."""
+    token_warmup_step: float = Field(0, ge=0)
+    """Steps (or, below 1, share of all steps) until captions are shown in full; 0 = off."""
+    flip_aug: bool = False
+    """Mirror pictures at random; not for subjects with a left and a right."""
+    color_aug: bool = False
+    """Change hue or gamma slightly at random; excludes cached latents."""
+    random_crop: bool = False
+    """Crop at a random place instead of the middle; excludes cached latents."""
+    face_crop_aug_range: Range | None = None
+    """Crop around a face given in the file name (_cx_cy_w_h), this many times its size; such as 2.0,4.0."""
+    background_color: Color = (255, 255, 255)
+    """Colour laid under transparent pictures, red,green,blue."""
+    max_image_pixels: int = Field(64_000_000, ge=1_000_000, json_schema_extra=_unit("px"))
+    """Pictures with more pixels than this are refused unread."""
+    skip_bad_images: bool = False
+    """Go on without pictures and captions that can't be read instead of stopping; each is named."""
+
+
+class TrainingSettings(Section):
+    """How long, in what portions, and what is trained."""
+
+    max_train_steps: int = Field(1600, ge=1, le=1_000_000_000)
+    """Number of optimizer steps."""
+    max_train_epochs: int | None = Field(None, ge=1)
+    """Number of epochs; wins over max_train_steps."""
+    train_batch_size: int = Field(1, ge=1, le=4096)
+    """Pictures in one forward pass."""
+    gradient_accumulation_steps: int = Field(1, ge=1, le=4096)
+    """Batches in one optimizer step; their loss is divided by the number of pictures."""
+    train_text_encoder: bool = False
+    """Train the text encoder too; useful for few pictures and new words, costs memory."""
+    seed: int = Field(42, ge=0, le=2**63 - 1)
+    """Decides order, noise, augmentation and captions; the same seed gives the same run."""
+    use_ema: bool = False
+    """Keep a running average of the trained weights; samples and saved models use it."""
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    """Decay of the running average; 0.999 for runs of a few thousand steps."""
+
+
+class OptimizerSettings(Section):
+    """The optimizer and its learning rate."""
+
+    optimizer_type: Annotated[OptimizerName, _spelled(*OptimizerName.__args__)] = "AdamW"
+    """AdamW is exact; AdamW8bit needs a quarter of its memory; AdaFactor needs no rate of its own."""
+    optimizer_args: Strings = ()
+    """Further arguments of the optimizer, each as name=value, such as weight_decay=0.01."""
+    learning_rate: float = Field(2e-6, gt=0, le=10)
+    """Step size for the UNet; 1e-6 to 5e-6 is usual for a whole SD model."""
+    learning_rate_te: float | None = Field(None, ge=0, le=10)
+    """Step size for the text encoder when it is trained; left out: the same."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 = off."""
+    lr_scheduler: Annotated[CurveName, _spelled(*CurveName.__args__)] = "constant"
+    """How the learning rate changes over the run."""
+    lr_warmup_steps: int | float = Field(0, ge=0)
+    """Steps (or, below 1, share of all steps) over which the rate rises from 0."""
+    lr_scheduler_num_cycles: int = Field(1, ge=1)
+    """Restarts of cosine_with_restarts."""
+    lr_scheduler_power: float = Field(1.0, gt=0)
+    """Exponent of polynomial."""
+
+
+class LossSettings(Section):
+    """Noise, timesteps and the loss."""
+
+    noise_offset: float | None = Field(None, ge=0, le=1)
+    """Adds the same noise to a whole picture, which teaches darks and lights; 0.05 to 0.1."""
+    noise_offset_random_strength: bool = False
+    """Draw the strength between 0 and noise_offset."""
+    adaptive_noise_scale: float | None = Field(None, ge=-10, le=10)
+    """Adds this times the latents' mean to noise_offset."""
+    multires_noise_iterations: int | None = Field(None, ge=0, le=32)
+    """Number of coarser noise layers added; 6 to 10."""
+    multires_noise_discount: float = Field(0.3, gt=0, le=1)
+    """How quickly coarser layers fade; 0.1 to 0.8."""
+    ip_noise_gamma: float | None = Field(None, ge=0, le=1)
+    """Input perturbation: extra noise that the target does not contain; 0.1."""
+    ip_noise_gamma_random_strength: bool = False
+    """Draw the strength between 0 and ip_noise_gamma."""
+    zero_terminal_snr: bool = False
+    """Rescale the noise schedule so that the last step is pure noise; for v-prediction models."""
+    min_timestep: int | None = Field(None, ge=0, le=999)
+    """Lowest timestep that is trained; left out: 0."""
+    max_timestep: int | None = Field(None, ge=1, le=1000)
+    """Timesteps stay below this; left out: 1000."""
+    loss_type: LossName = "l2"
+    """Distance between prediction and target."""
+    huber_schedule: HuberSchedule = "snr"
+    """How huber_c depends on the timestep."""
+    huber_c: float = Field(0.1, gt=0, le=10)
+    """Where huber and smooth_l1 turn from square to straight."""
+    huber_scale: float = Field(1.0, gt=0)
+    """Multiplies the threshold of the constant and exponential schedules."""
+    min_snr_gamma: float | None = Field(None, gt=0)
+    """Limits the weight of easy timesteps (Min-SNR); 5 is usual."""
+    scale_v_pred_loss_like_noise_pred: bool = False
+    """Weigh the loss of a v-prediction model as if it predicted noise."""
+    v_pred_like_loss: float | None = Field(None, gt=0)
+    """Add this much of a v-prediction-like loss to a noise-predicting model."""
+    debiased_estimation_loss: bool = False
+    """Weigh timesteps by 1/sqrt(SNR)."""
+
+
+class MemorySettings(Section):
+    """Precision, attention and caches: what decides memory and speed."""
+
+    mixed_precision: MixedPrecision = "no"
+    """Compute in fp16 or bf16 while weights stay in fp32; bf16 needs no loss scaling."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third slower."""
+    sdpa: bool = False
+    """Torch's fused attention; it is used anyway unless another kind is chosen."""
+    xformers: bool = False
+    """Attention by xformers."""
+    mem_eff_attn: bool = False
+    """Attention in slices: least memory, slowest."""
+    cache_latents: bool = False
+    """Encode every picture once before training; faster and needs no VAE during training."""
+    cache_latents_to_disk: bool = False
+    """Keep the latents on disk for later runs; implies cache_latents."""
+    cache_dir: str | None = Field(None, json_schema_extra=_path("folder"))
+    """Where latents and the scan index are kept; left out: the user's cache folder."""
+    vae_batch_size: int = Field(1, ge=1, le=256)
+    """Pictures encoded at once."""
+    no_half_vae: bool = False
+    """Run the VAE in fp32 under mixed precision."""
+    max_data_loader_n_workers: int = Field(8, ge=0, le=64)
+    """Threads that load pictures, at most one for each core."""
+
+
+class SavingSettings(Section):
+    """Where the run goes, and when and how models are saved."""
+
+    output_dir: str = Field("", json_schema_extra=_path("output"))
+    """The run's folder: models, samples, events and log."""
+    output_name: str = Field("last", min_length=1, max_length=100)
+    """File name of the model, without extension."""
+    save_model_as: SaveFormat = "safetensors"
+    """Format of saved models."""
+    save_precision: SavePrecision | None = None
+    """Number format of saved models; left out: as trained."""
+    save_every_n_epochs: int | None = Field(None, ge=1)
+    """Save a model after every n epochs."""
+    save_every_n_steps: int | None = Field(None, ge=1)
+    """Save a model after every n steps."""
+    save_n_epoch_ratio: int | None = Field(None, ge=1)
+    """Save about this many models, evenly over the epochs."""
+    save_last_n_epochs: int | None = Field(None, ge=1)
+    """Keep only the newest n models saved by epochs."""
+    save_last_n_steps: int | None = Field(None, ge=1)
+    """Keep only the models saved in the last n steps."""
+    metadata_title: str | None = None
+    """Title written into the model file; left out: output_name."""
+    metadata_author: str | None = None
+    """Author written into the model file."""
+    metadata_description: str | None = None
+    """Description written into the model file."""
+    metadata_license: str | None = None
+    """Licence written into the model file."""
+    metadata_tags: str | None = None
+    """Tags written into the model file, separated by commas."""
+    metadata_usage_hint: str | None = None
+    """Usage hint written into the model file."""
+    metadata_thumbnail: str | None = None
+    """Thumbnail written into the model file, as a data URL."""
+    metadata_merged_from: str | None = None
+    """Sources of a merge, written into the model file."""
+    metadata_trigger_phrase: str | None = None
+    """Trigger phrase written into the model file."""
+    metadata_preprocessor: str | None = None
+    """Preprocessor written into the model file."""
+    metadata_is_negative_embedding: str | None = None
+    """Whether this is a negative embedding, written into the model file."""
+
+
+class SamplingSettings(Section):
+    """Pictures drawn during training."""
+
+    sample_prompts: str | None = Field(None, json_schema_extra=_path("file"))
+    """File of prompts (.txt, .toml or .json in sd-scripts' format)."""
+    sample_every_n_steps: int | None = Field(None, ge=0)
+    """Draw samples after every n steps; 0 = never."""
+    sample_every_n_epochs: int | None = Field(None, ge=0)
+    """Draw samples after every n epochs; wins over steps."""
+    sample_at_first: bool = False
+    """Draw samples before the first step, to compare with."""
+    sample_sampler: SamplerName = "ddim"
+    """Sampler for prompts that name none."""
+
+
+class LoggingSettings(Section):
+    """Logs beside the run's own events."""
+
+    logging_dir: str | None = Field(None, json_schema_extra=_path("folder"))
+    """Folder for TensorBoard logs; left out: none."""
+    log_prefix: str = Field("", max_length=100)
+    """Prefix of the log's folder name."""
+    log_tracker_name: str = Field("finetuning", min_length=1, max_length=100)
+    """Name of the tracker inside the log folder."""
+
+
+class Settings(Section):
+    """All settings of a run, one attribute for each TOML section."""
+
+    model: ModelSettings = ModelSettings()
+    dataset: DatasetSettings = DatasetSettings()
+    training: TrainingSettings = TrainingSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loss: LossSettings = LossSettings()
+    memory: MemorySettings = MemorySettings()
+    saving: SavingSettings = SavingSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+    def flat(self) -> dict[str, Any]:
+        """Return every setting by its name, as Python values."""
+        return {name: getattr(getattr(self, section), name) for name, section in SECTION_OF.items()}
+
+    def replace(self, **values: Any) -> Self:
+        """Return settings with the named ones changed and checked."""
+        changed: dict[str, Any] = {}
+        for name, value in values.items():
+            changed.setdefault(SECTION_OF[name], {})[name] = value
+        sections = {
+            section: {**getattr(self, section).model_dump(mode="python"), **part} for section, part in changed.items()
+        }
+        rest = {section: getattr(self, section) for section in type(self).model_fields if section not in sections}
+        return type(self).model_validate({**rest, **sections}, strict=False)
+
+
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+SECTION_OF: dict[str, str] = {name: section for section, cls in SECTIONS.items() for name in cls.model_fields}
