@@ -1,0 +1,275 @@
+"""What a run tells: typed events, one JSON object a line in events.jsonl, and the steps as fixed rows in metrics.bin.
+
+Screens draw from these files alone, so a run in this process, one in another and a finished one look the same.
+Torch-free.
+"""
+
+import json
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, ClassVar, Literal
+
+Stage = Literal["scan", "model", "latents", "text", "sample", "save"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened in a run; `time` is Unix seconds, `step` the number of optimizer steps done."""
+
+    kind: ClassVar[str] = ""
+    step: int = 0
+    time: float = field(default_factory=time.time)
+
+    def as_line(self) -> str:
+        """Return the event as one line of JSON, newline included."""
+        return json.dumps({"kind": self.kind, **asdict(self)}, ensure_ascii=True, separators=(",", ":")) + "\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started(Event):
+    """Training begins; with `resumed_from` N, earlier lines beyond step N are void."""
+
+    kind: ClassVar[str] = "started"
+    name: str
+    steps: int
+    epochs: int
+    steps_per_epoch: int
+    images: int
+    seed: int
+    pid: int
+    device: str
+    family: str
+    trains: tuple[str, ...]
+    resumed_from: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Event):
+    """A stage that takes time has got this far."""
+
+    kind: ClassVar[str] = "progress"
+    stage: Stage
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step(Event):
+    """One optimizer step; `loss` is the mean over its images, `wait_seconds` the part of `seconds` spent on data."""
+
+    kind: ClassVar[str] = "step"
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    images: int
+    seconds: float
+    wait_seconds: float
+    bucket: tuple[int, int]
+    peak_memory_bytes: int
+    epoch: int
+    image_losses: tuple[float, ...] = ()
+    timesteps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved(Event):
+    """A model was written; `path` counts from the run folder."""
+
+    kind: ClassVar[str] = "saved"
+    path: str
+    bytes: int
+    seconds: float
+    epoch: int
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled(Event):
+    """A sample picture was drawn; `path` counts from the run folder."""
+
+    kind: ClassVar[str] = "sampled"
+    path: str
+    prompt: str
+    index: int
+    seed: int
+    epoch: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated(Event):
+    """The loss on pictures that are not trained on."""
+
+    kind: ClassVar[str] = "validated"
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requested(Event):
+    """A request file was answered."""
+
+    kind: ClassVar[str] = "requested"
+    verb: str
+    accepted: bool
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused(Event):
+    """The run waits between two steps."""
+
+    kind: ClassVar[str] = "paused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continued(Event):
+    """The run goes on after a pause."""
+
+    kind: ClassVar[str] = "continued"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned(Event):
+    """Something the user should know; the run goes on."""
+
+    kind: ClassVar[str] = "warning"
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupted(Event):
+    """The run was stopped from outside before its last step."""
+
+    kind: ClassVar[str] = "interrupted"
+    reason: str
+    saved: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(Event):
+    """The run ended by an error; `message` names cause and remedy."""
+
+    kind: ClassVar[str] = "failed"
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished(Event):
+    """The run did all its steps."""
+
+    kind: ClassVar[str] = "finished"
+    path: str
+    seconds: float
+    loss: float
+
+
+EVENTS: dict[str, type[Event]] = {
+    cls.kind: cls
+    for cls in (
+        Started, Progress, Step, Saved, Sampled, Validated, Requested,
+        Paused, Continued, Warned, Interrupted, Failed, Finished,
+    )
+}  # fmt: skip
+
+
+def parse_event(line: str | bytes) -> Event | None:
+    """Return the event of one line, or None for a torn line or a kind this version does not know."""
+    try:
+        record = json.loads(line)
+        cls = EVENTS[record.pop("kind")]
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: _tupled(value) for name, value in record.items() if name in known})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _tupled(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def read_events(path: Path) -> list[Event]:
+    """Return the events that count: lines that a later resume made void are left out."""
+    try:
+        with path.open("rb") as file:
+            return valid_events(event for event in map(parse_event, file) if event is not None)
+    except FileNotFoundError:
+        return []
+
+
+def valid_events(events: Iterable[Event]) -> list[Event]:
+    """Drop events beyond the step that a later `started` resumed from."""
+    kept: list[Event] = []
+    for event in events:
+        if isinstance(event, Started) and event.resumed_from is not None:
+            kept = [old for old in kept if old.step <= event.resumed_from]
+        kept.append(event)
+    return kept
+
+
+_ROW = struct.Struct("<qdffffiHHq")
+METRIC_FIELDS = (
+    ("step", "<i8"), ("time", "<f8"), ("loss", "<f4"), ("learning_rate", "<f4"), ("grad_norm", "<f4"),
+    ("seconds", "<f4"), ("images", "<i4"), ("bucket_width", "<u2"), ("bucket_height", "<u2"),
+    ("peak_memory_bytes", "<i8"),
+)  # fmt: skip
+
+
+def metric_row(event: Step) -> bytes:
+    """Return the fixed-size row of metrics.bin (numpy dtype `METRIC_FIELDS`) for a step."""
+    numbers = (event.loss, event.learning_rate, event.grad_norm, event.seconds)
+    return _ROW.pack(event.step, event.time, *numbers, event.images, *event.bucket, event.peak_memory_bytes)
+
+
+class EventLog:
+    """Appends events to a run's files, one `write` a line, so that a reader never sees half of one for long."""
+
+    def __init__(self, folder: Path) -> None:
+        self._events: IO[bytes] = (folder / "events.jsonl").open("ab", buffering=0)
+        self._metrics: IO[bytes] = (folder / "metrics.bin").open("ab", buffering=0)
+
+    def emit(self, event: Event) -> None:
+        """Write one event."""
+        self._events.write(event.as_line().encode("ascii"))
+        if isinstance(event, Step):
+            self._metrics.write(metric_row(event))
+
+    def close(self) -> None:
+        """Close both files."""
+        self._events.close()
+        self._metrics.close()
+
+
+def rebuild_metrics(folder: Path) -> None:
+    """Write metrics.bin anew from events.jsonl, as after a resume or when it is missing."""
+    rows = b"".join(metric_row(event) for event in read_events(folder / "events.jsonl") if isinstance(event, Step))
+    temporary = folder / "metrics.bin.tmp"
+    temporary.write_bytes(rows)
+    temporary.replace(folder / "metrics.bin")
+
+
+class EventTail:
+    """Follows events.jsonl from its start; `read` returns what is new and keeps a torn last line for later."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._torn = b""
+
+    def read(self) -> Iterator[Event]:
+        """Yield the events written since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        self._offset += len(data)
+        *lines, self._torn = (self._torn + data).split(b"\n")
+        for line in lines:
+            event = parse_event(line)
+            if event is not None:
+                yield event

@@ -1,0 +1,207 @@
+"""The run folder: what lies where, who owns it, and how others ask its engine for something. Torch-free."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, Self, get_args
+
+from engine.errors import EngineError, safe_text
+from engine.events import Event, EventTail, read_events
+
+Verb = Literal["stop", "pause", "continue", "save", "sample", "set"]
+
+
+def cache_dir() -> Path:
+    """Return the folder for latents and the scan index: SDTUI_CACHE_DIR, else the user's cache folder."""
+    chosen = os.environ.get("SDTUI_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "sdtui"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Something asked of a running engine, such as {"verb": "stop", "when": "step"}."""
+
+    verb: Verb
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one run; all names under it are fixed by the contract in docs/architecture.md."""
+
+    path: Path
+
+    @property
+    def events_path(self) -> Path:
+        """The append-only event log."""
+        return self.path / "events.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        """What libraries print."""
+        return self.path / "log.txt"
+
+    @property
+    def sample_folder(self) -> Path:
+        """Sample pictures."""
+        return self.path / "sample"
+
+    @property
+    def requests_folder(self) -> Path:
+        """Files that ask the running engine."""
+        return self.path / "requests"
+
+    def holds_run(self) -> bool:
+        """Tell whether a run was started here before."""
+        return self.events_path.exists()
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """Make the folder, or take an existing one that holds no run.
+
+        Raises:
+            EngineError: It can't be written, or it holds a run.
+        """
+        folder = cls(path)
+        shown = safe_text(str(path))
+        if folder.holds_run():
+            raise EngineError(
+                f"{shown} already holds a run: continue it with `sdtui resume {shown}` or choose another output_dir"
+            )
+        try:
+            folder.requests_folder.mkdir(parents=True, exist_ok=True)
+            probe = path / f".writable-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise EngineError(
+                f"output_dir {shown} can't be written ({error.strerror or error}); choose a folder you may write to"
+            ) from error
+        return folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Own the folder while the block runs; the operating system frees the lock when the process dies.
+
+        Raises:
+            EngineError: Another engine owns it.
+        """
+        with (self.path / "lock").open("a+b") as file:
+            # A viewer asking `is_alive` holds the lock for an instant.
+            if not _lock_within(file, attempts=4):
+                raise EngineError(f"{safe_text(str(self.path))}: an engine is already running in this folder")
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "started": time.time()}).encode("ascii"))
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+                _unlock(file)
+
+    def is_alive(self) -> bool:
+        """Tell whether an engine owns the folder now."""
+        try:
+            with (self.path / "lock").open("r+b") as file:
+                if not _try_lock(file):
+                    return True
+                _unlock(file)
+        except OSError:
+            pass
+        return False
+
+    def events(self) -> list[Event]:
+        """Return all events that count."""
+        return read_events(self.events_path)
+
+    def follow(self) -> EventTail:
+        """Return a reader of the events from the first one on, which can be asked again for new ones."""
+        return EventTail(self.events_path)
+
+    def request(self, verb: Verb, **arguments: object) -> Path:
+        """Ask the engine for something; it deletes the file and answers with a `requested` event."""
+        self.requests_folder.mkdir(parents=True, exist_ok=True)
+        name = f"{time.time_ns()}-{verb}.json"
+        temporary = self.requests_folder / f".{name}.{os.getpid()}"
+        temporary.write_text(json.dumps({"verb": verb, **arguments}), encoding="utf-8")
+        return temporary.replace(self.requests_folder / name)
+
+    def take_requests(self) -> list[Request | str]:
+        """Remove and return the waiting requests in order; one that can't be read comes back as its reason."""
+        try:
+            names = sorted(entry.name for entry in os.scandir(self.requests_folder) if entry.name.endswith(".json"))
+        except FileNotFoundError:
+            return []
+        return [_take(self.requests_folder / name) for name in names if not name.startswith(".")]
+
+
+def list_runs(parent: Path) -> list[RunFolder]:
+    """Return the runs in a folder and its direct subfolders, newest first."""
+    candidates = [parent, *sorted(path for path in parent.iterdir() if path.is_dir())] if parent.is_dir() else []
+    runs = [RunFolder(path) for path in candidates if RunFolder(path).holds_run()]
+    return sorted(runs, key=lambda run: run.events_path.stat().st_mtime, reverse=True)
+
+
+def _take(path: Path) -> Request | str:
+    try:
+        record = json.loads(path.read_bytes()[:65_536])
+        verb = record.pop("verb")
+        if verb not in get_args(Verb):
+            return f"unknown verb {safe_text(str(verb))}"
+        return Request(verb=verb, arguments=record)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return f"{safe_text(path.name)}: not a request ({safe_text(str(error))})"
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _lock_within(file: IO[bytes], *, attempts: int) -> bool:
+    for _ in range(attempts):
+        if _try_lock(file):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        file.seek(0)
+        try:
+            # A byte far beyond the text, so that others can still read who owns the folder.
+            file.seek(1 << 20)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: IO[bytes]) -> None:
+        file.seek(1 << 20)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: IO[bytes]) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)
