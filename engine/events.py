@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal
 
 Stage = Literal["scan", "model", "latents", "text", "sample", "save"]
 
@@ -182,7 +182,8 @@ def parse_event(line: str | bytes) -> Event | None:
         record = json.loads(line)
         cls = EVENTS[record.pop("kind")]
         known = {field.name for field in fields(cls)}
-        return cls(**{name: _tupled(value) for name, value in record.items() if name in known})
+        values: dict[str, Any] = {name: _tupled(value) for name, value in record.items() if name in known}
+        return cls(**values)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
