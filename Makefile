@@ -1,0 +1,34 @@
+# `make demo` and `make test` need nothing but Python 3.11+: they set up .venv themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check bench docs clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,optimizers]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## Write the starter project to sdtui-demo and train it
+	$(BIN)/sdtui demo
+
+test: $(STAMP)  ## Run every test
+	$(BIN)/python -m pytest -n 2
+
+check: $(STAMP)  ## Format, lint, types, import contracts, dependencies
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+bench: $(STAMP)  ## Print the tables of benchmarks/ (ratios within one run)
+	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)  ## Write the generated pages and schemas anew
+	$(BIN)/python -m engine schema
+
+clean:
+	rm -rf $(VENV) sdtui-demo

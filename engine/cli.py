@@ -1,0 +1,194 @@
+"""The headless command line: `python -m engine VERB ...`, and the same verbs under `sdtui`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from engine import flags
+from engine.errors import EngineError, Problem, ProblemsError, safe_text
+from engine.settings_io import LoadedSettings, load_run
+
+DONE, FAILED, WRONG = 0, 1, 2
+STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
+
+# Verbs of the contract whose issue has not landed: refused by name.
+LATER = {
+    "resume": "exact resume is not available yet; start a new run from the last saved model",
+    "attach": "the training screen is not available yet; follow events.jsonl in the run folder",
+    "serve": "the app in a browser is not available yet",
+    "memory": "the graphics-memory forecast is not available yet",
+    "data": "captioning and metadata tools are not available yet",
+}
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "python -m engine") -> int:
+    """Run one verb and return the exit code; a person sees one sentence, never a traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in LATER:
+        return _complain(f"{program} {words[0]}: {LATER[words[0]]}")
+    parser = build_parser(program)
+    parsed, rest = parser.parse_known_args(words)
+    verb: Callable[[argparse.Namespace], int] | None = getattr(parsed, "verb", None)
+    if verb is None:
+        parser.print_help(sys.stderr)
+        return WRONG
+    parsed.words = words[1:]
+    if rest and verb is not _fine_tune:
+        return _complain(f"{program} {words[0]}: {safe_text(rest[0])} is not understood; see --help")
+    try:
+        return verb(parsed)
+    except ProblemsError as error:
+        report(error.problems)
+        return WRONG
+    except EngineError as error:
+        return _complain(str(error))
+    except BrokenPipeError:
+        return FAILED
+
+
+def build_parser(program: str) -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
+    parser = argparse.ArgumentParser(prog=program, description="Fine-tune all of Stable Diffusion.", allow_abbrev=False)
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(name: str, text: str, verb: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(verb=verb)
+        return sub
+
+    for name, text, verb in (
+        ("train", "Train a run.toml without a screen.", _train),
+        ("check", "Name every problem of a run.toml.", _check),
+        ("plan", "Say what training a run.toml would do.", _plan),
+    ):
+        sub = add(name, text, verb)
+        sub.add_argument("run", type=Path, metavar="RUN.toml")
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="Change a setting.")
+        if name != "train":
+            sub.add_argument("--json", action="store_true", help="Print one JSON document on stdout.")
+    fine_tune = add("fine_tune", "Train from the classic flags of sd-scripts' fine_tune.py.", _fine_tune)
+    flags.add_setting_flags(fine_tune)
+    convert = add("convert", "Convert between a single file and a diffusers folder, and compare.", _convert)
+    convert.add_argument("source")
+    convert.add_argument("target", type=Path)
+    convert.add_argument("--save_precision", choices=["float", "fp16", "bf16"])
+    convert.add_argument("--v_parameterization", choices=["true", "false"], help="Say what the file does not tell.")
+    verify = add("verify", "Re-open a saved model and certify it.", _verify)
+    verify.add_argument("model", type=Path)
+    verify.add_argument("--json", action="store_true", help="Print one JSON document on stdout.")
+    schema = add("schema", "Write docs/settings.md and the JSON Schemas.", _schema)
+    schema.add_argument("--folder", type=Path, default=Path("docs"))
+    return parser
+
+
+def report(problems: Sequence[Problem]) -> None:
+    """Print findings to stderr, the gravest first."""
+    for severity in ("error", "warning", "info"):
+        for problem in problems:
+            if problem.severity == severity:
+                sys.stderr.write(f"{severity}: {problem}\n")
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"{message}\n")
+    return WRONG
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    return run_training(load_run(parsed.run, parsed.set))
+
+
+def _fine_tune(parsed: argparse.Namespace) -> int:
+    parser = argparse.ArgumentParser(prog="python -m engine fine_tune", allow_abbrev=False)
+    flags.add_setting_flags(parser)
+    return run_training(flags.settings_from_flags(parser, parsed.words), is_classic=True)
+
+
+def run_training(loaded: LoadedSettings, *, is_classic: bool = False) -> int:
+    """Train and return the exit code; the heavy imports happen only here."""
+    from engine.headless import train_headless
+
+    report(loaded.warnings)
+    return train_headless(loaded, is_classic=is_classic)
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    problems: tuple[Problem, ...]
+    try:
+        loaded = load_run(parsed.run, parsed.set)
+        problems = (*loaded.warnings, *_find_problems(loaded))
+    except ProblemsError as error:
+        problems = error.problems
+    except EngineError as error:
+        problems = (Problem(code="unreadable", severity="error", where=str(parsed.run), message=str(error)),)
+    if parsed.json:
+        json.dump([problem.as_json() for problem in problems], sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    else:
+        report(problems)
+        errors = sum(problem.severity == "error" for problem in problems)
+        sys.stderr.write(f"{errors} errors, {len(problems) - errors} remarks\n")
+    return WRONG if any(problem.severity == "error" for problem in problems) else DONE
+
+
+def _find_problems(loaded: LoadedSettings) -> tuple[Problem, ...]:
+    from engine.plan import make_plan
+    from engine.rules import find_problems
+    from engine.run import cache_dir
+
+    found = find_problems(loaded.settings, loaded.places)
+    if any(problem.severity == "error" for problem in found):
+        return found
+    try:
+        return (*found, *make_plan(loaded.settings, cache_dir=cache_dir()).problems)
+    except ProblemsError as error:
+        return (*found, *error.problems)
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from engine.plan import make_plan
+    from engine.report import plan_report, print_plan
+    from engine.rules import find_problems
+    from engine.run import cache_dir
+
+    loaded = load_run(parsed.run, parsed.set)
+    problems = (*loaded.warnings, *find_problems(loaded.settings, loaded.places))
+    plan = make_plan(loaded.settings, cache_dir=cache_dir())
+    document = plan_report(plan, problems=(*problems, *plan.problems))
+    if parsed.json:
+        json.dump(document, sys.stdout)
+        sys.stdout.write("\n")
+    else:
+        print_plan(document)
+    return DONE
+
+
+def _convert(parsed: argparse.Namespace) -> int:
+    from engine.models.convert import convert
+
+    is_v = None if parsed.v_parameterization is None else parsed.v_parameterization == "true"
+    result = convert(parsed.source, parsed.target, save_precision=parsed.save_precision, v_parameterization=is_v)
+    sys.stderr.write(f"{result}\n")
+    return DONE
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from engine.models.verify import verify
+
+    result = verify(parsed.model)
+    if parsed.json:
+        json.dump(result.as_json(), sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    else:
+        sys.stderr.write(f"{result}\n")
+    return DONE if result.ok else WRONG
+
+
+def _schema(parsed: argparse.Namespace) -> int:
+    from engine.schema import write_documents
+
+    for path in write_documents(parsed.folder):
+        sys.stderr.write(f"wrote {path}\n")
+    return DONE
