@@ -26,6 +26,18 @@ LATER = {
 def main(arguments: Sequence[str] | None = None, program: str = "python -m engine") -> int:
     """Run one verb and return the exit code; a person sees one sentence, never a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words, program)
+    except ProblemsError as error:
+        report(error.problems)
+        return WRONG
+    except EngineError as error:
+        return _complain(str(error))
+    except BrokenPipeError:
+        return FAILED
+
+
+def _dispatch(words: list[str], program: str) -> int:
     if words and words[0] in LATER:
         return _complain(f"{program} {words[0]}: {LATER[words[0]]}")
     parser = build_parser(program)
@@ -37,15 +49,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m engin
     parsed.words = words[1:]
     if rest and verb is not _fine_tune:
         return _complain(f"{program} {words[0]}: {safe_text(rest[0])} is not understood; see --help")
-    try:
-        return verb(parsed)
-    except ProblemsError as error:
-        report(error.problems)
-        return WRONG
-    except EngineError as error:
-        return _complain(str(error))
-    except BrokenPipeError:
-        return FAILED
+    return verb(parsed)
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:

@@ -1,0 +1,202 @@
+"""What a headless run shows: a live line on a terminal, plain lines elsewhere; drawn from events alone. Torch-free."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from engine.errors import safe_text
+from engine.events import (
+    Continued,
+    Event,
+    Failed,
+    Finished,
+    Interrupted,
+    Paused,
+    Progress,
+    Requested,
+    Sampled,
+    Saved,
+    Started,
+    Step,
+    Warned,
+)
+
+PLAIN_SECONDS = 10.0  # Without a terminal one line this often, so that a log of a long run stays readable.
+STAGES = {
+    "scan": "scanning pictures", "model": "loading the model", "latents": "encoding latents",
+    "text": "encoding captions", "sample": "drawing samples", "save": "saving",
+}  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 1:05 or 2:03:04."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def size(count: float) -> str:
+    """Return bytes as 1.5 GiB and the like."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def _started(event: Started) -> str:
+    trains = " and ".join(event.trains)
+    return f"training {trains}: {event.steps} steps, {event.epochs} epochs, {event.images} images, {event.device}"
+
+
+def _saved(event: Saved) -> str:
+    removed = f", removed {', '.join(event.removed)}" if event.removed else ""
+    return f"saved {event.path} ({size(event.bytes)}, {event.seconds:.1f} s){removed}"
+
+
+def _interrupted(event: Interrupted) -> str:
+    return f"stopped by {event.reason} at step {event.step}" + (f", saved {event.saved}" if event.saved else "")
+
+
+def _finished(event: Finished) -> str:
+    return f"finished {event.step} steps in {duration(event.seconds)}, mean loss {event.loss:.4f}: {event.path}"
+
+
+_DESCRIPTIONS: dict[type[Event], Callable[[Any], str]] = {
+    Started: _started,
+    Saved: _saved,
+    Sampled: lambda event: f"drew {event.path} ({event.seconds:.1f} s)",
+    Warned: lambda event: f"warning: {event.message}",
+    Requested: lambda event: f"{event.verb}: {event.message}",
+    Paused: lambda _event: "paused",
+    Continued: lambda _event: "continued",
+    Interrupted: _interrupted,
+    Failed: lambda event: f"failed at step {event.step}: {event.message}",
+    Finished: _finished,
+}
+
+
+def describe(event: Event) -> str:
+    """Return an event that happens seldom as one plain line, or nothing for steps and progress."""
+    describer = _DESCRIPTIONS.get(type(event))
+    return safe_text(describer(event), limit=1000) if describer else ""
+
+
+class Rate:
+    """Loss and speed smoothed over about the last fifty steps."""
+
+    def __init__(self) -> None:
+        self.loss = math.nan
+        self.seconds = math.nan
+
+    def update(self, step: Step) -> None:
+        """Take in one step."""
+        self.loss = step.loss if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * step.loss
+        # The first steps are slower (allocation, autotuning), so they must not linger in the estimate.
+        weight = 0.02 if step.step > 50 else 1 / step.step
+        self.seconds = (
+            step.seconds if math.isnan(self.seconds) else self.seconds + weight * (step.seconds - self.seconds)
+        )
+
+
+def step_line(step: Step, total: int, rate: Rate) -> str:
+    """Return a step as one line: step, loss, rate, speed, time left, memory."""
+    eta = duration((total - step.step) * rate.seconds)
+    return (
+        f"step {step.step}/{total}  epoch {step.epoch}  loss {step.loss:.4f} (mean {rate.loss:.4f})  "
+        f"lr {step.learning_rate:.3g}  {rate.seconds:.2f} s/step  eta {eta}  {size(step.peak_memory_bytes)}"
+    )
+
+
+class PlainDisplay:
+    """Plain lines on stderr."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rate = Rate()
+        self._total = 0
+        self._next = 0.0
+
+    def emit(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, Started):
+            self._total = event.steps
+        if isinstance(event, Step):
+            self._rate.update(event)
+            if self._due(is_last=event.step == self._total):
+                self._write(step_line(event, self._total, self._rate))
+        elif isinstance(event, Progress):
+            if self._due(is_last=event.done == event.total):
+                self._write(f"{STAGES[event.stage]} {event.done}/{event.total}")
+        elif line := describe(event):
+            self._write(line)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _due(self, *, is_last: bool) -> bool:
+        now = self._clock()
+        if now < self._next and not is_last:
+            return False
+        self._next = now + PLAIN_SECONDS
+        return True
+
+    @staticmethod
+    def _write(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+class LiveDisplay:
+    """A progress bar that stays on the last line of the terminal, events above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        text = "{task.description}"
+        console = Console(stderr=True)
+        columns = (TextColumn(text, markup=False), BarColumn(), MofNCompleteColumn())
+        self._bar: Bar = Bar(*columns, TextColumn("{task.fields[note]}", markup=False), console=console)
+        self._task = self._bar.add_task("starting", total=None, note="")
+        self._rate = Rate()
+        self._bar.start()
+
+    def emit(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, Started):
+            self._bar.reset(self._task, total=event.steps, description="training", note="")
+        if isinstance(event, Step):
+            self._rate.update(event)
+            self._bar.update(
+                self._task, completed=event.step, description=f"epoch {event.epoch}", note=self._note(event)
+            )
+        elif isinstance(event, Progress):
+            note = f"{STAGES[event.stage]} {event.done}/{event.total}" if event.done < event.total else ""
+            self._bar.update(self._task, note=note)
+        elif line := describe(event):
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
+
+    def _note(self, step: Step) -> str:
+        total = self._bar.tasks[0].total or step.step
+        eta = duration((total - step.step) * self._rate.seconds)
+        memory = size(step.peak_memory_bytes)
+        return (
+            f"loss {self._rate.loss:.4f}  lr {step.learning_rate:.2g}  {self._rate.seconds:.2f} s  eta {eta}  {memory}"
+        )
+
+
+def make_display() -> PlainDisplay | LiveDisplay:
+    """Return a live display on a terminal that can show one, plain lines elsewhere."""
+    import os
+
+    is_terminal = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    return LiveDisplay() if is_terminal else PlainDisplay()
