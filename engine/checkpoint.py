@@ -1,0 +1,130 @@
+"""When models are saved, under which names, and which older ones are removed."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from engine.errors import EngineError, safe_text
+from engine.events import Saved
+from engine.settings import SavingSettings
+
+Occasion = Literal["epoch", "step", "last", "stop"]
+
+
+class Saveable(Protocol):
+    """What a model family offers for saving; see `engine.models.sd`."""
+
+    def save(
+        self,
+        path: Path,
+        save_model_as: str,
+        *,
+        save_precision: str | None,
+        metadata: Mapping[str, str],
+        counts: tuple[int, int],
+    ) -> None:
+        """Write the model; `counts` are (epoch, step)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A save that is due after a step."""
+
+    occasion: Occasion
+    stem: str
+    """File name without extension."""
+    replaces: str = ""
+    """Stem of the older save that this one makes superfluous."""
+
+
+def due_saves(saving: SavingSettings, *, step: int, steps_per_epoch: int, epochs: int) -> tuple[Due, ...]:
+    """Return the saves due after `step`, by epochs first; the one at the end of training is not among them.
+
+    Names and keep-last rules are sd-scripts': save_last_n_epochs counts saves, save_last_n_steps counts steps, rounded
+    up to the next save. The last epoch is left to the save at the end.
+    """
+    name, due = saving.output_name, []
+    epoch, rest = divmod(step, steps_per_epoch)
+    every = epoch_interval(saving, epochs)
+    if every and rest == 0 and epoch < epochs and epoch % every == 0:
+        oldest = epoch - every * saving.save_last_n_epochs if saving.save_last_n_epochs else 0
+        replaced = f"{name}-{oldest:06d}" if oldest > 0 else ""
+        due.append(Due(occasion="epoch", stem=f"{name}-{epoch:06d}", replaces=replaced))
+    every = saving.save_every_n_steps
+    if every and step % every == 0:
+        oldest = (step - saving.save_last_n_steps - 1) // every * every if saving.save_last_n_steps else 0
+        replaced = f"{name}-step{oldest:08d}" if oldest > 0 else ""
+        due.append(Due(occasion="step", stem=f"{name}-step{step:08d}", replaces=replaced))
+    return tuple(due)
+
+
+def epoch_interval(saving: SavingSettings, epochs: int) -> int | None:
+    """Return after how many epochs a model is saved; save_n_epoch_ratio asks for about so many saves in all."""
+    if saving.save_n_epoch_ratio:
+        return max(1, epochs // saving.save_n_epoch_ratio)
+    return saving.save_every_n_epochs
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelSaver:
+    """Saves models into the run folder and removes the ones they replace; only ever what this run has written."""
+
+    folder: Path
+    saving: SavingSettings
+    metadata: Callable[[], Mapping[str, str]]
+    written: dict[str, Path] = field(default_factory=dict)
+
+    def save(self, model: Saveable, due: Due, *, epoch: int, step: int) -> Saved:
+        """Write one model, then remove the one it replaces, and return the event that tells of both.
+
+        Raises:
+            EngineError: The model is not finite, or can't be written.
+        """
+        began = time.perf_counter()
+        path = self.path_for(due.stem)
+        try:
+            model.save(
+                path,
+                self.saving.save_model_as,
+                save_precision=self.saving.save_precision,
+                metadata=self.metadata(),
+                counts=(epoch, step),
+            )
+        except OSError as error:
+            raise EngineError(f"{safe_text(str(path))} can't be written: {error.strerror or error}") from error
+        self.written[due.stem] = path
+        removed = self._remove(due.replaces)
+        return Saved(
+            step=step,
+            path=path.name,
+            bytes=size_of(path),
+            seconds=time.perf_counter() - began,
+            epoch=epoch,
+            removed=removed,
+        )
+
+    def path_for(self, stem: str) -> Path:
+        """Return where a model of that stem goes: a file with its extension, or a diffusers folder."""
+        kind = self.saving.save_model_as
+        return self.folder / (stem if kind.startswith("diffusers") else f"{stem}.{kind}")
+
+    def _remove(self, stem: str) -> tuple[str, ...]:
+        path = self.written.pop(stem, None)
+        if path is None:
+            return ()
+        if path.is_dir():
+            import shutil
+
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        return (path.name,)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
