@@ -12,7 +12,7 @@ from engine.settings import CurveName, OptimizerSettings
 _POLYNOMIAL_END = 1e-7  # The rate where polynomial ends, whatever it starts from.
 
 
-def learning_rate_at(step: int, settings: OptimizerSettings, num_steps: int) -> float:
+def learning_rate_at(step: int, num_steps: int, settings: OptimizerSettings) -> float:
     """Return the UNet's learning rate for the update after `step` finished ones, 0 <= step < num_steps.
 
     With a warmup the first update therefore has rate 0, as in sd-scripts.
@@ -20,10 +20,10 @@ def learning_rate_at(step: int, settings: OptimizerSettings, num_steps: int) -> 
     Raises:
         EngineError: As `multiplier_at`.
     """
-    return settings.learning_rate * multiplier_at(step, settings, num_steps)
+    return settings.learning_rate * multiplier_at(step, num_steps, settings)
 
 
-def multiplier_at(step: int, settings: OptimizerSettings, num_steps: int) -> float:
+def multiplier_at(step: int, num_steps: int, settings: OptimizerSettings) -> float:
     """Return what every group's own learning rate is multiplied by after `step` finished updates, 0 to 1.
 
     Raises:

@@ -49,8 +49,8 @@ def test_rates_equal_transformers_at_every_step(name, cycles, power, warmup):
     )
     expected = list(rates_of_transformers(settings, NUM_STEPS))
 
-    unet = [learning_rate_at(step, settings, NUM_STEPS) for step in range(NUM_STEPS)]
-    text_encoder = [3e-5 * multiplier_at(step, settings, NUM_STEPS) for step in range(NUM_STEPS)]
+    unet = [learning_rate_at(step, NUM_STEPS, settings) for step in range(NUM_STEPS)]
+    text_encoder = [3e-5 * multiplier_at(step, NUM_STEPS, settings) for step in range(NUM_STEPS)]
 
     assert [rates[0] for rates in expected] == pytest.approx(unet, rel=1e-12, abs=1e-19)
     assert [rates[1] for rates in expected] == pytest.approx(text_encoder, rel=1e-12, abs=1e-19)
@@ -67,20 +67,20 @@ def test_warmup_is_steps_or_below_one_a_share(value, expected):
 
 def test_constant_with_a_warmup_is_refused():
     with pytest.raises(EngineError, match=r"lr_warmup_steps = 10 .* choose constant_with_warmup"):
-        multiplier_at(0, OptimizerSettings(lr_warmup_steps=10), NUM_STEPS)
+        multiplier_at(0, NUM_STEPS, OptimizerSettings(lr_warmup_steps=10))
 
 
 def test_polynomial_from_below_its_end_is_refused():
     with pytest.raises(EngineError, match=r"learning_rate = 1e-08 .* polynomial"):
-        learning_rate_at(0, OptimizerSettings(lr_scheduler="polynomial", learning_rate=1e-8), NUM_STEPS)
+        learning_rate_at(0, NUM_STEPS, OptimizerSettings(lr_scheduler="polynomial", learning_rate=1e-8))
 
 
 @pytest.mark.parametrize("name", [name for name in get_args(CurveName) if name != "constant"])
 def test_a_warmup_longer_than_the_run_is_cut_with_it(name):
     settings = OptimizerSettings(lr_scheduler=name, lr_warmup_steps=100)
 
-    assert pytest.approx([multiplier_at(step, settings, 3) for step in range(3)]) == [0.0, 0.01, 0.02]
-    assert 0 <= multiplier_at(100, settings, 100) <= 1
+    assert pytest.approx([multiplier_at(step, 3, settings) for step in range(3)]) == [0.0, 0.01, 0.02]
+    assert 0 <= multiplier_at(100, 100, settings) <= 1
 
 
 def test_curves_load_without_torch():
