@@ -178,7 +178,7 @@ def test_wrong_arguments_are_refused_by_name(parts, pairs, message):
         build_optimizer(parts, OptimizerSettings(optimizer_args=pairs))
 
 
-@pytest.mark.parametrize(("name", "module"), [("Lion", "lion_pytorch"), ("AdamW8bit", "bitsandbytes")])
+@pytest.mark.parametrize(("name", "module"), [("Lion", "lion_pytorch"), ("AdamW8bit", "bitsandbytes.optim.adamw")])
 def test_a_missing_package_is_named(parts, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
 
