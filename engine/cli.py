@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine import flags
@@ -11,7 +12,6 @@ from engine.errors import EngineError, Problem, ProblemsError, safe_text
 from engine.settings_io import LoadedSettings, load_run
 
 DONE, FAILED, WRONG = 0, 1, 2
-STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 # Verbs of the contract whose issue has not landed: refused by name.
 LATER = {
@@ -114,8 +114,21 @@ def run_training(loaded: LoadedSettings, *, is_classic: bool = False) -> int:
     """Train and return the exit code; the heavy imports happen only here."""
     from engine.headless import train_headless
 
+    if is_classic:
+        loaded = say_classic_defaults(loaded)
     report(loaded.warnings)
-    return train_headless(loaded, is_classic=is_classic)
+    return train_headless(loaded)
+
+
+def say_classic_defaults(loaded: LoadedSettings) -> LoadedSettings:
+    """Read `--v2` without `--v_parameterization` as sd-scripts does, as a model that predicts noise, and say so."""
+    model = loaded.settings.model
+    if not model.v2 or model.v_parameterization is not None:
+        return loaded
+    message = "--v2 without --v_parameterization is read as a model that predicts noise (SD 2.x base)"
+    note = Problem(code="classic-default", severity="info", where="--v2", message=message)
+    settings = loaded.settings.replace(v_parameterization=False)
+    return replace(loaded, settings=settings, warnings=(*loaded.warnings, note))
 
 
 def _check(parsed: argparse.Namespace) -> int:

@@ -92,6 +92,14 @@ class RunFolder:
             ) from error
         return folder
 
+    def discard(self) -> None:
+        """Remove what a run that never started has left; anything else in the folder stays."""
+        for name in ("events.jsonl", "metrics.bin", "log.txt", "lock"):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Not empty, so not only ours.
+            self.requests_folder.rmdir()
+            self.path.rmdir()
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Own the folder while the block runs; the operating system frees the lock when the process dies.

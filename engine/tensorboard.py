@@ -28,7 +28,7 @@ class TensorBoardLog:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder))  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self._folder))
         self._losses.append(event.loss)
         self._writer.add_scalar("loss", event.loss, event.step)
         self._writer.add_scalar("lr/unet", event.learning_rate, event.step)

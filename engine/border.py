@@ -1,0 +1,162 @@
+"""What happens between two steps: saves, samples, requests, pauses; and the end of a run."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.checkpoint import Due, ModelSaver, due_saves
+from engine.control import Control
+from engine.errors import EngineError, safe_text
+from engine.events import Continued, Event, Paused, Requested, Sampled, Warned
+from engine.parts import Parts
+from engine.run import Request
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(slots=True, kw_only=True)
+class Border:
+    """Does what is due after each step and answers requests; `after_step` returns why the run should stop, or ""."""
+
+    parts: Parts
+    saver: ModelSaver
+    emit: Callable[[Event], None]
+    control: Control
+    discards: bool = False
+    """A stop was asked for without saving."""
+    _sample_every_steps: int = 0
+    _sample_every_epochs: int = 0
+    _stops_at_epoch_end: bool = False
+    _is_paused: bool = False
+    _wanted: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        sampling = self.parts.settings.sampling
+        self._sample_every_epochs = sampling.sample_every_n_epochs or 0
+        self._sample_every_steps = 0 if self._sample_every_epochs else sampling.sample_every_n_steps or 0
+
+    def before_first_step(self) -> str:
+        """Draw the samples to compare with, answer early requests, and return why to stop, or ""."""
+        if self.parts.settings.sampling.sample_at_first:
+            self._sample(step=0)
+        return self._answer_requests(step=0)
+
+    def after_step(self, step: int) -> str:
+        """Save and sample what is due, answer requests, wait out a pause; return why to stop, or ""."""
+        plan, settings = self.parts.plan, self.parts.settings
+        epoch, rest = divmod(step, plan.steps_per_epoch)
+        for due in due_saves(settings.saving, step=step, steps_per_epoch=plan.steps_per_epoch, epochs=plan.epochs):
+            self.save(due, step=step)
+        by_epochs = self._sample_every_epochs and rest == 0 and epoch % self._sample_every_epochs == 0
+        if by_epochs or (self._sample_every_steps and step % self._sample_every_steps == 0):
+            self._sample(step=step, epoch=epoch if by_epochs else None)
+        reason = self._answer_requests(step)
+        return "request" if self._stops_at_epoch_end and rest == 0 else reason
+
+    def save(self, due: Due, *, step: int) -> str:
+        """Save a model, the average where one is kept, and return its path in the run folder."""
+        epoch = -(-step // self.parts.plan.steps_per_epoch)
+        with self._weights_to_keep():
+            saved = self.saver.save(self.parts.model, due, epoch=epoch, step=step)
+        self.emit(saved)
+        return saved.path
+
+    def _weights_to_keep(self) -> AbstractContextManager[None]:
+        return self.parts.ema.swapped_in() if self.parts.ema else nullcontext()
+
+    def _sample(self, *, step: int, epoch: int | None = None) -> None:
+        if not self.parts.prompts:
+            return
+
+        def tell(image: Any) -> None:  # noqa: ANN401
+            self.emit(
+                Sampled(
+                    step=step,
+                    path=f"{image.path.parent.name}/{image.path.name}",
+                    prompt=image.prompt.prompt,
+                    index=image.index,
+                    seed=image.seed,
+                    epoch=epoch or 0,
+                    seconds=image.seconds,
+                )
+            )
+
+        with self._weights_to_keep():
+            self.parts.draw_samples(step=step, epoch=epoch, on_image=tell)
+
+    def _answer_requests(self, step: int) -> str:
+        """Answer what came in; while paused, wait for more."""
+        while True:
+            for request in self.control.take():
+                self._answer(request, step)
+            if self.control.stop_reason or not self._is_paused:
+                return self.control.stop_reason
+            time.sleep(POLL_SECONDS)
+
+    def _answer(self, request: Request | str, step: int) -> None:
+        if isinstance(request, str):
+            self.emit(Requested(step=step, verb="unknown", accepted=False, message=request))
+            return
+        answer = {
+            "stop": self._stop,
+            "pause": self._pause,
+            "continue": self._continue,
+            "save": self._save_now,
+            "sample": self._sample_now,
+            "set": self._set,
+        }[request.verb]
+        try:
+            message, accepted = answer(request, step), True
+        except EngineError as error:
+            message, accepted = str(error), False
+        self.emit(Requested(step=step, verb=request.verb, accepted=accepted, message=message))
+
+    def _stop(self, request: Request, _step: int) -> str:
+        self.discards = request.arguments.get("save", True) is False
+        self._is_paused = False
+        if request.arguments.get("when") == "epoch":
+            self._stops_at_epoch_end = True
+            return "stopping at the end of this epoch"
+        self.control.stop("request")
+        return "stopping after this step"
+
+    def _pause(self, _request: Request, step: int) -> str:
+        if not self._is_paused:
+            self._is_paused = True
+            self.emit(Paused(step=step))
+        return "paused"
+
+    def _continue(self, _request: Request, step: int) -> str:
+        if self._is_paused:
+            self._is_paused = False
+            self.emit(Continued(step=step))
+        return "going on"
+
+    def _save_now(self, _request: Request, step: int) -> str:
+        stem = f"{self.parts.settings.saving.output_name}-step{step:08d}"
+        return f"saved {self.save(Due(occasion='step', stem=stem), step=step)}"
+
+    def _sample_now(self, _request: Request, step: int) -> str:
+        if not self.parts.prompts:
+            raise EngineError("no prompts are given: set sample_prompts before the run starts")
+        self._sample(step=step)
+        return "samples drawn"
+
+    def _set(self, request: Request, _step: int) -> str:
+        """Change how often samples are drawn; nothing else may change in a run."""
+        name, value = request.arguments.get("key"), request.arguments.get("value")
+        if name not in ("sample_every_n_steps", "sample_every_n_epochs"):
+            raise EngineError(f"{safe_text(str(name))} can't be changed while training; only the sampling cadence can")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise EngineError(f"{name} = {safe_text(str(value))}: a whole number from 0 on is needed")
+        if name == "sample_every_n_steps":
+            self._sample_every_steps, self._sample_every_epochs = value, 0
+        else:
+            self._sample_every_epochs = value
+        return f"{name} = {value}"
+
+    def warn(self, code: str, message: str, *, step: int) -> None:
+        """Tell the user something that does not stop the run."""
+        self.emit(Warned(step=step, code=code, message=message))
