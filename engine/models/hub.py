@@ -1,0 +1,120 @@
+"""Fetching a model from the Hugging Face hub: only the files that are needed, safetensors only, and clear refusals."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from engine.errors import EngineError, safe_text
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(:[\w./-]{1,100})?")
+_PARTS = ("unet", "text_encoder", "vae")
+_BESIDES = re.compile(
+    r"model_index\.json|(unet|vae|text_encoder)/config\.json|scheduler/scheduler_config\.json"
+    r"|tokenizer/(vocab\.json|merges\.txt|tokenizer_config\.json|special_tokens_map\.json)"
+)
+Progress = Callable[[str, int, int], None]
+
+
+def is_hub_id(source: str) -> bool:
+    """Tell whether a text could be a hub id such as `owner/name` or `owner/name:revision`."""
+    return bool(_HUB_ID.fullmatch(source))
+
+
+def find_model(source: str, progress: Progress | None = None) -> Path:
+    """Return the local path of a model: itself where it exists, else the download of the hub id.
+
+    The hub is asked only for what is no local path. `progress` hears of file name, number and count.
+
+    Raises:
+        EngineError: It is neither, or can't be fetched; the message says how to place the files by hand.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if not is_hub_id(source):
+        raise EngineError(f"{safe_text(source)}: no such model file or folder, and no hub id; check the path")
+    from huggingface_hub import HfApi
+
+    return download(source, HfApi(), progress)
+
+
+def download(source: str, api: "HfApi", progress: Progress | None = None) -> Path:
+    """Download `owner/name` or `owner/name:revision` into the hub's cache and return its folder.
+
+    Files that are there already are not fetched again, and one that broke off is resumed.
+
+    Raises:
+        EngineError: The cause, and how to place the files by hand.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.utils import is_offline_mode
+
+    repo, _, revision = source.partition(":")
+    try:
+        if is_offline_mode():
+            return _cached(repo, revision)
+        names = _needed(source, api.list_repo_files(repo, revision=revision or None))
+        for number, name in enumerate(names, start=1):
+            if progress:
+                progress(name, number, len(names))
+            local = Path(api.hf_hub_download(repo, name, revision=revision or None))
+        return local.parents[len(Path(name).parts) - 1]
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        _refuse(source, error)
+
+
+def _cached(repo: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
+
+
+def _needed(source: str, names: Sequence[str]) -> list[str]:
+    """Choose one set of weights for each part: full precision before fp16, whole before sharded."""
+    chosen = [name for name in names if _BESIDES.fullmatch(name)]
+    for part in _PARTS:
+        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+        for middle in ("", ".fp16"):
+            whole = f"{part}/{stem}{middle}.safetensors"
+            shard = re.compile(
+                rf"{part}/{stem}{re.escape(middle)}(-\d+-of-\d+\.safetensors|\.safetensors\.index\.json)"
+            )
+            found = [whole] if whole in names else [name for name in names if shard.fullmatch(name)]
+            if found:
+                chosen += found
+                break
+        else:
+            raise EngineError(
+                f"{safe_text(source)}: this hub model has no {part}/{stem}.safetensors, and other kinds of file are not"
+                f" fetched; {_by_hand(source)}"
+            )
+    return chosen
+
+
+def _by_hand(source: str) -> str:
+    repo = safe_text(source.partition(":")[0])
+    return f"download {repo} by other means into a folder and give that folder (or one .safetensors file) instead"
+
+
+def _refuse(source: str, error: Exception) -> NoReturn:
+    raise EngineError(f"{safe_text(source)}: not on this machine, and {_cause(error)}; {_by_hand(source)}") from error
+
+
+def _cause(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    causes: list[tuple[type[Any] | tuple[type[Any], ...], str]] = [
+        (errors.GatedRepoError, "the hub wants its terms accepted first (then `hf auth login`)"),
+        (errors.RepositoryNotFoundError, "the hub knows no such model, or it is private (`hf auth login`)"),
+        (errors.RevisionNotFoundError, "the hub knows no such revision of it"),
+        ((errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled), "the hub can't be reached or is switched off"),
+        (errors.HFValidationError, "the hub id is not valid"),
+    ]
+    for kind, words in causes:
+        if isinstance(error, kind):
+            return words
+    return f"fetching it failed ({safe_text(str(error), 120)})"

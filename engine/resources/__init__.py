@@ -1,0 +1,25 @@
+"""What a single model file does not hold: the configs of both families, and the CLIP tokenizer. Torch-free.
+
+The files under sd1/ and sd2/ state the published architectures in diffusers' own format; clip_tokenizer/ is OpenAI's
+vocabulary (MIT), shared by both families.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+TOKENIZER = FOLDER / "clip_tokenizer"
+_FILES = {
+    "unet": "unet/config.json",
+    "vae": "vae/config.json",
+    "text_encoder": "text_encoder/config.json",
+    "scheduler": "scheduler/scheduler_config.json",
+    "pipeline": "model_index.json",
+}
+
+
+def family_config(family: str, part: str) -> dict[str, Any]:
+    """Return the published config of a family's "unet", "vae", "text_encoder", "scheduler" or "pipeline"."""
+    config: dict[str, Any] = json.loads((FOLDER / family / _FILES[part]).read_text("utf-8"))
+    return config
