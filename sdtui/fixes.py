@@ -1,0 +1,64 @@
+"""One-key fixes: what a problem's remedy means as a change of settings, offered only when trying it helps."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from engine.errors import Problem
+from engine.settings import SECTION_OF
+from sdtui.draft import Draft, Snapshot
+
+Changes = Mapping[str, object]
+
+_ASSIGN = re.compile(r"\bset (\w+)=([\w.+,-]+)")
+_MEANT = re.compile(r"did you mean '([^']+)'")
+_SWITCH = re.compile(r"\bset (\w+)\b(?!=)")
+_REMOVE = re.compile(r"\b(?:remove (\w+)|leave out)\b")
+
+
+def fix_for(draft: Draft, problem: Problem) -> Changes | None:
+    """Return the change that removes a problem without causing another error, or None where a person must decide."""
+    errors = _errors(draft.now)
+    for changes in _candidates(draft, problem):
+        after = draft.with_values(changes)
+        is_gone = (problem.code, problem.where) not in {(left.code, left.where) for left in after.problems}
+        if is_gone and _errors(after) <= errors:
+            return changes
+    return None
+
+
+def fix_text(changes: Changes) -> str:
+    """Return a fix in a few words, such as "lr_warmup_steps back to default"."""
+    return ", ".join(f"{name} {'to default' if value is None else f'= {value}'}" for name, value in changes.items())
+
+
+def _errors(snapshot: Snapshot) -> set[tuple[str, str]]:
+    return {(problem.code, problem.where) for problem in snapshot.problems if problem.severity == "error"}
+
+
+def _candidates(draft: Draft, problem: Problem) -> Iterator[Changes]:
+    """Read a remedy's words: "did you mean 'a'?", "set a=b", "set a" for a switch, "remove a", "keep only a", "swap them"."""
+    yield from _meant(draft, problem)
+    for name, value in _ASSIGN.findall(problem.fix):
+        if name in SECTION_OF:
+            yield {name: value}
+    if "swap" in problem.fix and problem.where == "min_timestep":
+        yield {"min_timestep": draft.value("max_timestep") - 1, "max_timestep": draft.value("min_timestep") + 1}
+    if _REMOVE.search(problem.fix) or problem.fix.startswith(("keep only", "use one")) or not problem.fix:
+        named = [name for name in _REMOVE.findall(problem.fix) if name in SECTION_OF]
+        for name in dict.fromkeys([*named, problem.where]):
+            if name in draft.now.entries:
+                yield {name: None}
+    for name in _SWITCH.findall(problem.fix):
+        if name in SECTION_OF and draft.value(name) is False:
+            yield {name: True}
+
+
+def _meant(draft: Draft, problem: Problem) -> Iterator[Changes]:
+    found = _MEANT.search(problem.message)
+    entry = draft.now.entries.get(problem.where)
+    if not found or not entry:
+        return
+    if problem.code == "unknown-key" and found[1] not in draft.now.entries:
+        yield {problem.where: None, found[1]: entry.given.value}
+    elif problem.where in SECTION_OF:
+        yield {problem.where: found[1]}

@@ -1,0 +1,1 @@
+"""Screens and wizard pages; each module is imported when its screen is first shown."""
