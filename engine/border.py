@@ -1,49 +1,67 @@
-"""What happens between two steps: saves, samples, requests, pauses; and the end of a run."""
+"""What happens between two steps: saves, samples, requests, pauses; and the beginning and end of a run."""
 
+import os
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 from engine.checkpoint import Due, ModelSaver, due_saves
 from engine.control import Control
 from engine.errors import EngineError, safe_text
-from engine.events import Continued, Event, Paused, Requested, Sampled, Warned
+from engine.events import Continued, Finished, Interrupted, Paused, Requested, Sampled, Started
 from engine.parts import Parts
 from engine.run import Request
+from engine.telling import Teller
 
 POLL_SECONDS = 0.2
 
 
 @dataclass(slots=True, kw_only=True)
 class Border:
-    """Does what is due after each step and answers requests; `after_step` returns why the run should stop, or ""."""
+    """Does what is due after each step and answers requests; says why the run should stop, or ""."""
 
     parts: Parts
-    saver: ModelSaver
-    emit: Callable[[Event], None]
+    tell: Teller
     control: Control
-    discards: bool = False
-    """A stop was asked for without saving."""
+    saver: ModelSaver = field(init=False)
+    _began: float = field(default_factory=time.monotonic)
     _sample_every_steps: int = 0
     _sample_every_epochs: int = 0
     _stops_at_epoch_end: bool = False
+    _discards: bool = False
     _is_paused: bool = False
-    _wanted: list[str] = field(default_factory=list)
+    _saved_at: int = -1
 
     def __post_init__(self) -> None:
         sampling = self.parts.settings.sampling
         self._sample_every_epochs = sampling.sample_every_n_epochs or 0
         self._sample_every_steps = 0 if self._sample_every_epochs else sampling.sample_every_n_steps or 0
+        folder, saving = self.parts.preview.folder.parent, self.parts.settings.saving
+        self.saver = ModelSaver(folder=folder, saving=saving, metadata=self.parts.metadata)
 
-    def before_first_step(self) -> str:
-        """Draw the samples to compare with, answer early requests, and return why to stop, or ""."""
-        if self.parts.settings.sampling.sample_at_first:
+    def before(self, step: int) -> str:
+        """Announce the run, draw the samples to compare with, and return why to stop, or ""."""
+        settings, plan = self.parts.settings, self.parts.plan
+        self.tell(
+            Started(
+                step=step,
+                name=settings.saving.output_name,
+                steps=plan.steps,
+                epochs=plan.epochs,
+                steps_per_epoch=plan.steps_per_epoch,
+                images=plan.num_images,
+                seed=settings.training.seed,
+                pid=os.getpid(),
+                device=str(self.parts.accelerator.device),
+                family=self.parts.model.family,
+                trains=self.parts.trains,
+            )
+        )
+        if settings.sampling.sample_at_first and step == 0:
             self._sample(step=0)
-        return self._answer_requests(step=0)
+        return self._answer_requests(step)
 
-    def after_step(self, step: int) -> str:
+    def after(self, step: int) -> str:
         """Save and sample what is due, answer requests, wait out a pause; return why to stop, or ""."""
         plan, settings = self.parts.plan, self.parts.settings
         epoch, rest = divmod(step, plan.steps_per_epoch)
@@ -53,38 +71,49 @@ class Border:
         if by_epochs or (self._sample_every_steps and step % self._sample_every_steps == 0):
             self._sample(step=step, epoch=epoch if by_epochs else None)
         reason = self._answer_requests(step)
-        return "request" if self._stops_at_epoch_end and rest == 0 else reason
+        return reason or ("request" if self._stops_at_epoch_end and rest == 0 else "")
+
+    def end(self, step: int, stopped_by: str) -> None:
+        """Save the model of the end, or of the stop, and say how the run ended."""
+        name = self.parts.settings.saving.output_name
+        seconds = time.monotonic() - self._began
+        if not stopped_by:
+            path = self.save(Due(occasion="last", stem=name), step=step)
+            self.tell(Finished(step=step, path=path, seconds=seconds, loss=self.tell.mean_loss))
+            return
+        keeps = not self._discards and step > 0
+        saved = self.save(Due(occasion="stop", stem=f"{name}-step{step:08d}"), step=step) if keeps else ""
+        self.tell(Interrupted(step=step, reason=stopped_by, saved=saved))
 
     def save(self, due: Due, *, step: int) -> str:
         """Save a model, the average where one is kept, and return its path in the run folder."""
         epoch = -(-step // self.parts.plan.steps_per_epoch)
+        known = self.saver.written.get(due.stem)
+        if known is not None and self._saved_at == step:
+            return known.name
         with self._weights_to_keep():
             saved = self.saver.save(self.parts.model, due, epoch=epoch, step=step)
-        self.emit(saved)
+        self.tell(saved)
+        self._saved_at = step
         return saved.path
 
     def _weights_to_keep(self) -> AbstractContextManager[None]:
         return self.parts.ema.swapped_in() if self.parts.ema else nullcontext()
 
     def _sample(self, *, step: int, epoch: int | None = None) -> None:
-        if not self.parts.prompts:
-            return
-
-        def tell(image: Any) -> None:  # noqa: ANN401
-            self.emit(
-                Sampled(
-                    step=step,
-                    path=f"{image.path.parent.name}/{image.path.name}",
-                    prompt=image.prompt.prompt,
-                    index=image.index,
-                    seed=image.seed,
-                    epoch=epoch or 0,
-                    seconds=image.seconds,
-                )
-            )
-
         with self._weights_to_keep():
-            self.parts.draw_samples(step=step, epoch=epoch, on_image=tell)
+            for image in self.parts.draw_samples(step=step, epoch=epoch):
+                self.tell(
+                    Sampled(
+                        step=step,
+                        path=f"sample/{image.path.name}",
+                        prompt=image.prompt,
+                        index=image.index,
+                        seed=image.seed,
+                        epoch=epoch or 0,
+                        seconds=image.seconds,
+                    )
+                )
 
     def _answer_requests(self, step: int) -> str:
         """Answer what came in; while paused, wait for more."""
@@ -97,7 +126,7 @@ class Border:
 
     def _answer(self, request: Request | str, step: int) -> None:
         if isinstance(request, str):
-            self.emit(Requested(step=step, verb="unknown", accepted=False, message=request))
+            self.tell(Requested(step=step, verb="unknown", accepted=False, message=request))
             return
         answer = {
             "stop": self._stop,
@@ -111,10 +140,10 @@ class Border:
             message, accepted = answer(request, step), True
         except EngineError as error:
             message, accepted = str(error), False
-        self.emit(Requested(step=step, verb=request.verb, accepted=accepted, message=message))
+        self.tell(Requested(step=step, verb=request.verb, accepted=accepted, message=message))
 
     def _stop(self, request: Request, _step: int) -> str:
-        self.discards = request.arguments.get("save", True) is False
+        self._discards = request.arguments.get("save", True) is False
         self._is_paused = False
         if request.arguments.get("when") == "epoch":
             self._stops_at_epoch_end = True
@@ -125,13 +154,13 @@ class Border:
     def _pause(self, _request: Request, step: int) -> str:
         if not self._is_paused:
             self._is_paused = True
-            self.emit(Paused(step=step))
+            self.tell(Paused(step=step))
         return "paused"
 
     def _continue(self, _request: Request, step: int) -> str:
         if self._is_paused:
             self._is_paused = False
-            self.emit(Continued(step=step))
+            self.tell(Continued(step=step))
         return "going on"
 
     def _save_now(self, _request: Request, step: int) -> str:
@@ -156,7 +185,3 @@ class Border:
         else:
             self._sample_every_epochs = value
         return f"{name} = {value}"
-
-    def warn(self, code: str, message: str, *, step: int) -> None:
-        """Tell the user something that does not stop the run."""
-        self.emit(Warned(step=step, code=code, message=message))

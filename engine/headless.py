@@ -2,63 +2,25 @@
 
 import logging
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from engine.control import Control
 from engine.display import make_display
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
-from engine.events import Event, EventLog, Failed, Progress, Stage, Warned
+from engine.events import EventLog, Failed, Warned
 from engine.plan import make_plan
 from engine.rules import find_problems
 from engine.run import RunFolder, cache_dir
 from engine.runfiles import write_run_files
 from engine.settings_io import LoadedSettings
+from engine.telling import Listener, Teller
 
 DONE, FAILED = 0, 1
 STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
-
-
-class Listener(Protocol):
-    """Something that is told every event of a run."""
-
-    def emit(self, event: Event) -> None:
-        """Take one event."""
-
-    def close(self) -> None:
-        """The run has ended."""
-
-
-@dataclass(slots=True)
-class Teller:
-    """Hands each event to every listener; the first is the run's own log."""
-
-    listeners: list[Listener]
-    has_started: bool = False
-
-    def __call__(self, event: Event) -> None:
-        """Tell all of them."""
-        self.has_started = self.has_started or event.kind == "started"
-        for listener in self.listeners:
-            listener.emit(event)
-
-    def progress(self, stage: Stage) -> Callable[[int, int], None]:
-        """Return a callback that tells how far a stage is, at most ten times a second."""
-        last = 0.0
-
-        def report(done: int, total: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last > 0.1 or done == total:
-                last = now
-                self(Progress(stage=stage, done=done, total=total))
-
-        return report
 
 
 def train_headless(loaded: LoadedSettings) -> int:
@@ -130,9 +92,9 @@ def _prepare_and_train(
     from engine.parts import prepare
     from engine.train import train
 
-    parts = prepare(settings, plan, folder=folder, cache_dir=cache_dir_for(loaded), tell=tell)
+    parts = prepare(settings, plan, folder=folder.path, cache_dir=cache_dir_for(loaded), tell=tell)
     write_run_files(folder.path, settings, plan.config)
-    ending = train(parts, emit=tell, control=control)
+    ending = train(parts, tell=tell, control=control)
     return STOP_CODES.get(ending.stopped_by, DONE)
 
 

@@ -248,9 +248,10 @@ def _resolve_path(given: Given, value: Any) -> Any:
     return str(candidate.resolve() if kind != "model" else candidate.absolute())
 
 
-def run_toml(settings: Settings, *, folder: Path, existing: str = "") -> str:
-    """Return run.toml for settings: every key that differs from its default, paths relative to `folder`.
+def run_toml(settings: Settings, *, folder: Path, existing: str = "", is_complete: bool = False) -> str:
+    """Return run.toml for settings, paths relative to `folder`.
 
+    It holds every key that differs from its default or, if `is_complete`, every key that has a value.
     With the text of an existing file, its comments, order and spelling are kept.
     """
     sections: dict[str, dict[str, Any]] = {}
@@ -261,7 +262,7 @@ def run_toml(settings: Settings, *, folder: Path, existing: str = "") -> str:
         kept = present.get(section, {})
         sections[section] = {
             name: _written(name, written[name], folder)
-            if getattr(current, name) != field.default or name in kept
+            if is_complete or name in kept or getattr(current, name) != field.default
             else None
             for name, field in cls.model_fields.items()
         }

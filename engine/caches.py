@@ -1,0 +1,166 @@
+"""What is encoded once before training, and how a step's batches are put together from it.
+
+Dimension key: B images, C latent channels, h x w latent size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from engine.dataset.captions import CaptionOptions, is_static
+from engine.denoiser import Conditioning
+from engine.events import Warned
+from engine.fingerprint import fingerprint
+from engine.hardware import available_cores
+from engine.latent_cache import LatentCache, LatentJob
+from engine.latents import Latents, encode_latents, encode_with_vae, vae_seed
+from engine.loading import LoadedBatch, Window
+from engine.models.sd import StableDiffusion
+from engine.npz import find_npz
+from engine.pixels import load_many
+from engine.plan import Batch, Plan
+from engine.settings import Settings
+from engine.telling import Teller
+from engine.text import encode, token_tensors
+from engine.text_cache import TextStates
+from engine.tokens import ClipTokenizer
+
+TEXT_MEMORY_SHARE = 0.25  # Of the memory that is free: states of many different captions are encoded at each step.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowSource:
+    """Puts together the batches of a step; everything random in them is a function of their place in the run."""
+
+    settings: Settings
+    plan: Plan
+    tokenizer: ClipTokenizer
+    latents: Latents | None
+    texts: TextStates | None
+
+    def load(self, step: int) -> Window:
+        """Return the batches of a step, counted from 0.
+
+        Raises:
+            EngineError: A picture can't be read.
+        """
+        return tuple(self._load_batch(batch, step) for batch in self.plan.window(step))
+
+    def _load_batch(self, batch: Batch, step: int) -> LoadedBatch:
+        showings = list(zip(batch.rows, batch.repeats, strict=True))
+        captions = [self.plan.caption(row, repeat, epoch=batch.epoch, step=step) for row, repeat in showings]
+        drawn = [self.plan.augmentation(row, repeat, epoch=batch.epoch) for row, repeat in showings]
+        conditioning = self._conditioning(captions)
+        if self.latents is not None:
+            latents_BChw = self.latents.read(batch.rows, [augmentation.flip for augmentation in drawn])
+            return LoadedBatch(batch=batch, conditioning=conditioning, latents_BChw=latents_BChw)
+        jobs = [self.plan.pixel_job(row, augmentation) for row, augmentation in zip(batch.rows, drawn, strict=True)]
+        pictures = list(load_many(jobs, workers=loading_threads(self.settings), ahead=len(jobs)))
+        return LoadedBatch(
+            batch=batch,
+            conditioning=conditioning,
+            pixels_BHWC=torch.from_numpy(np.stack([picture.pixels_HWC for picture in pictures])),
+            vae_seeds=tuple(vae_seed(picture.content) for picture in pictures),
+        )
+
+    def _conditioning(self, captions: Sequence[str]) -> Conditioning:
+        if self.texts is not None:
+            return Conditioning(states_BLD=self.texts.read(captions))
+        ids_BN77, weights_BN77 = token_tensors(
+            captions,
+            self.tokenizer,
+            self.settings.model.max_token_length,
+            weighted=self.settings.model.weighted_captions,
+        )
+        return Conditioning(ids_BN77=ids_BN77, weights_BN77=weights_BN77)
+
+
+def loading_threads(settings: Settings) -> int:
+    """Return how many threads decode pictures: at least one, at most one for each core."""
+    return max(1, min(settings.memory.max_data_loader_n_workers, available_cores()))
+
+
+def prepare_latents(
+    settings: Settings, plan: Plan, model: StableDiffusion, *, cache_dir: Path, tell: Teller
+) -> Latents | None:
+    """Encode all pictures where that is asked for, in memory or on disk, and tell what came from sd-scripts' caches.
+
+    Raises:
+        EngineError: A picture can't be read, or its latents are not finite.
+    """
+    memory = settings.memory
+    if not (memory.cache_latents or memory.cache_latents_to_disk):
+        return None
+    cache = LatentCache(
+        cache_dir if memory.cache_latents_to_disk else None,
+        vae_fingerprint=fingerprint(model.vae),
+        dtype="float32" if memory.mixed_precision == "no" else "float16",
+    )
+    latents = encode_latents(
+        [_latent_job(plan, row) for row in range(plan.num_images)],
+        cache,
+        partial(encode_with_vae, model.vae),
+        batch_size=memory.vae_batch_size,
+        workers=loading_threads(settings),
+        progress=tell.progress("latents"),
+    )
+    if latents.from_npz:
+        message = f"{latents.from_npz} latents were taken from .npz files, whose VAE can't be checked"
+        tell(Warned(code="npz", message=message))
+    if latents.refused_npz:
+        message = f"{len(latents.refused_npz)} .npz files did not fit and were passed over: {latents.refused_npz[0]}"
+        tell(Warned(code="npz-refused", message=message))
+    return latents
+
+
+def _latent_job(plan: Plan, row: int) -> LatentJob:
+    job = plan.pixel_job(row)
+    assert job.size is not None
+    return LatentJob(pixels=job, flip=plan.subset_of(row).augment.flip_aug, npz=find_npz(job.path, job.size))
+
+
+def prepare_text(
+    settings: Settings, plan: Plan, model: StableDiffusion, *, cache_dir: Path, tell: Teller
+) -> TextStates | None:
+    """Encode each different caption once, where the text encoder is frozen and captions stand still.
+
+    Returns None where that can't be, or where the states would take too much of the memory that is free.
+    """
+    chosen = settings.model
+    options = [_without_dropout(subset.caption) for subset in plan.config.subsets]
+    if settings.training.train_text_encoder or not all(map(is_static, options)):
+        return None
+
+    def encode_captions(captions: Sequence[str]) -> Tensor:
+        ids_BN77, weights_BN77 = token_tensors(
+            captions, model.tokenizer, chosen.max_token_length, weighted=chosen.weighted_captions
+        )
+        with torch.no_grad():
+            return encode(model.text_encoder, ids_BN77, chosen.clip_skip, weights_BN77=weights_BN77)
+
+    to_disk = settings.memory.cache_latents_to_disk
+    states = TextStates(
+        encode_captions,
+        identity=fingerprint(
+            model.text_encoder, chosen.clip_skip, chosen.max_token_length, chosen.weighted_captions, model.family
+        ),
+        folder=cache_dir if to_disk else None,
+        dtype="float32" if settings.memory.mixed_precision == "no" else "float16",
+    )
+    captions = plan.static_captions(options)
+    if not to_disk and len(captions) * states.bytes_per_caption > TEXT_MEMORY_SHARE * psutil.virtual_memory().available:
+        tell(Warned(code="text-cache", message=f"{len(captions)} different captions are encoded at each step anew"))
+        return None
+    states.add(captions, progress=tell.progress("text"))
+    return states
+
+
+def _without_dropout(options: CaptionOptions) -> CaptionOptions:
+    """A dropped caption is the unconditional one, which is always stored."""
+    return replace(options, caption_dropout_rate=0.0, caption_dropout_every_n_epochs=0)

@@ -1,0 +1,214 @@
+"""Everything a run is made of, prepared once before the first step.
+
+Dimension key: B images, C latent channels, h x w latent size, L joined tokens, D text width.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from engine.attention import enable_gradient_checkpointing, set_attention
+from engine.caches import WindowSource, prepare_latents, prepare_text
+from engine.denoiser import Conditioning, Denoiser
+from engine.diffusion import Schedule, make_schedule
+from engine.ema import Ema
+from engine.errors import EngineError
+from engine.events import Warned
+from engine.latents import encode_with_vae
+from engine.loading import LoadedBatch, WindowLoader
+from engine.losses import check_weights
+from engine.models import FAMILIES
+from engine.models.metadata import ModelSpec, modelspec
+from engine.models.sd import StableDiffusion
+from engine.optim import build_optimizer
+from engine.plan import Plan
+from engine.preview import PreviewOptions, SampledImage, sample_images
+from engine.prompts import SamplePrompt, read_prompts
+from engine.settings import SECTION_OF, MemorySettings, Settings
+from engine.telling import Teller
+from engine.text import encode
+
+METADATA = frozenset(name for name in SECTION_OF if name.startswith("metadata_"))
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Parts:
+    """What the loop works with; `dtype` is the precision of everything frozen."""
+
+    settings: Settings
+    plan: Plan
+    accelerator: Accelerator
+    model: StableDiffusion
+    denoiser: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    source: WindowSource
+    prompts: tuple[SamplePrompt, ...]
+    preview: PreviewOptions
+    dtype: torch.dtype
+    ema: Ema | None = None
+
+    @property
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that get gradients."""
+        return [parameter for parameter in self.denoiser.parameters() if parameter.requires_grad]
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """The names of the trained parts."""
+        return ("unet", "text_encoder") if self.settings.training.train_text_encoder else ("unet",)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether fp16's loss scaling makes a gradient that is not finite an ordinary event."""
+        return self.accelerator.scaler is not None
+
+    def windows(self, first_step: int) -> WindowLoader:
+        """Return the windows from a step on, loaded ahead."""
+        return WindowLoader(self.source.load, first_step, self.plan.steps)
+
+    def latents_of(self, loaded: LoadedBatch) -> Tensor:
+        """Return a batch's latents (B, C, h, w), float32, scaled, on the device; encoded here where none are cached."""
+        device = self.accelerator.device
+        if loaded.latents_BChw is not None:
+            latents_BChw = loaded.latents_BChw.to(device, torch.float32, non_blocking=True)
+        else:
+            assert loaded.pixels_BHWC is not None
+            latents_BChw = encode_with_vae(self.model.vae, loaded.pixels_BHWC, loaded.vae_seeds).float()
+        return latents_BChw * self.model.latent_scale
+
+    def conditioning_of(self, loaded: LoadedBatch) -> Conditioning:
+        """Return what a batch is conditioned on; a frozen text encoder whose states are not cached runs here."""
+        conditioning = loaded.conditioning.to(self.accelerator.device, self.dtype)
+        if conditioning.states_BLD is not None or self.settings.training.train_text_encoder:
+            return conditioning
+        assert conditioning.ids_BN77 is not None
+        with torch.no_grad():
+            states_BLD = encode(
+                self.model.text_encoder,
+                conditioning.ids_BN77,
+                self.settings.model.clip_skip,
+                weights_BN77=conditioning.weights_BN77,
+            )
+        return Conditioning(states_BLD=states_BLD)
+
+    def metadata(self) -> dict[str, str]:
+        """Return the modelspec metadata of a model saved now; it names no path, user or host."""
+        settings = self.settings
+        words = {name.removeprefix("metadata_"): value for name, value in settings.flat().items() if name in METADATA}
+        return modelspec(
+            ModelSpec(
+                family=self.model.family,
+                prediction_type=self.model.prediction_type,
+                timestamp=time.time(),
+                implementation_version=f"sdtui/{version('sdtui')}",
+                output_name=settings.saving.output_name,
+                resolution=self.plan.config.datasets[0].resolution,
+                clip_skip=settings.model.clip_skip,
+                min_timestep=settings.loss.min_timestep,
+                max_timestep=settings.loss.max_timestep,
+                words=words,
+            )
+        )
+
+    def draw_samples(self, *, step: int, epoch: int | None) -> Iterator[SampledImage]:
+        """Yield the sample pictures as they are drawn and written."""
+        return sample_images(self.model, self.prompts, self.preview, step=step, epoch=epoch)
+
+
+def prepare(settings: Settings, plan: Plan, *, folder: Path, cache_dir: Path, tell: Teller) -> Parts:
+    """Load the model, encode what can be encoded once, and make the optimizer.
+
+    Raises:
+        EngineError: The model, a picture, a prompt or the optimizer's arguments are wrong.
+    """
+    prompts = read_prompts(Path(settings.sampling.sample_prompts)) if settings.sampling.sample_prompts else ()
+    accelerator = _accelerator(settings.memory)
+    model = _load(settings, tell)
+    schedule = make_schedule(
+        model.prediction_type,
+        rescale_betas_zero_snr=settings.loss.zero_terminal_snr,
+        device=accelerator.device,
+    )
+    check_weights(settings.loss, schedule)
+    set_attention(model.unet, settings.memory, accelerator.device)
+    dtype = PRECISIONS[settings.memory.mixed_precision]
+    _place_frozen(model, settings, accelerator.device, dtype)
+    latents = prepare_latents(settings, plan, model, cache_dir=cache_dir, tell=tell)
+    texts = prepare_text(settings, plan, model, cache_dir=cache_dir, tell=tell)
+    if latents is not None:
+        model.vae.to("cpu")
+    denoiser = _denoiser(settings, model).to(accelerator.device)
+    optimizer = build_optimizer(denoiser.parts(), settings.optimizer)
+    ema = Ema(denoiser.parts(), settings.training.ema_decay) if settings.training.use_ema else None
+    prepared, optimizer = accelerator.prepare(denoiser, optimizer)
+    preview = PreviewOptions(
+        folder=folder / "sample",
+        output_name=settings.saving.output_name,
+        seed=settings.training.seed,
+        sampler=settings.sampling.sample_sampler,
+        schedule=schedule,
+        device=accelerator.device,
+        autocast=None if dtype is torch.float32 else dtype,
+        clip_skip=settings.model.clip_skip,
+        max_token_length=settings.model.max_token_length,
+        weighted_captions=settings.model.weighted_captions,
+    )
+    return Parts(
+        settings=settings,
+        plan=plan,
+        accelerator=accelerator,
+        model=model,
+        denoiser=prepared,
+        optimizer=optimizer,
+        schedule=schedule,
+        source=WindowSource(settings=settings, plan=plan, tokenizer=model.tokenizer, latents=latents, texts=texts),
+        prompts=prompts,
+        preview=preview,
+        dtype=dtype,
+        ema=ema,
+    )
+
+
+def _accelerator(memory: MemorySettings) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=memory.mixed_precision)
+    except ValueError as error:
+        raise EngineError(
+            f"mixed_precision = {memory.mixed_precision} is not possible on this device ({error}): "
+            "set mixed_precision=bf16 or mixed_precision=no"
+        ) from error
+
+
+def _load(settings: Settings, tell: Teller) -> StableDiffusion:
+    chosen = settings.model
+    load = FAMILIES["sd2" if chosen.v2 else "sd1"]
+    model = load(
+        chosen.pretrained_model_name_or_path, vae=chosen.vae, v2=chosen.v2, v_parameterization=chosen.v_parameterization
+    )
+    for warning in model.warnings:
+        tell(Warned(code="model", message=warning))
+    return model
+
+
+def _place_frozen(model: StableDiffusion, settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
+    model.vae.to(device, torch.float32 if settings.memory.no_half_vae else dtype)
+    model.text_encoder.to(device, torch.float32 if settings.training.train_text_encoder else dtype)
+
+
+def _denoiser(settings: Settings, model: StableDiffusion) -> Denoiser:
+    text_encoder = model.text_encoder if settings.training.train_text_encoder else None
+    model.unet.requires_grad_(requires_grad=True).train()
+    if text_encoder is not None:
+        text_encoder.requires_grad_(requires_grad=True).train()
+    if settings.memory.gradient_checkpointing:
+        enable_gradient_checkpointing(model.unet, text_encoder)
+    return Denoiser(model.unet, text_encoder, settings.model.clip_skip)

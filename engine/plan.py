@@ -1,0 +1,249 @@
+"""What training will do, before it does: every picture's fate and every batch of every step. Torch-free.
+
+Dimension key: N pictures, M items (a picture once for each repeat), K buckets of all data sets.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.dataset.augment import Augmentation, draw_augmentation
+from engine.dataset.buckets import Placement, Placements, centre_crop, place_many
+from engine.dataset.captions import CaptionOptions, process_caption
+from engine.dataset.config import DatasetConfig, Subset, load_dataset_config
+from engine.dataset.order import EpochBatches, epoch_batches, expand_repeats
+from engine.dataset.scan import Catalog, scan
+from engine.errors import EngineError, Problem, ProblemsError
+from engine.rng import python_rng
+from engine.settings import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from engine.pixels import PixelJob
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The items of one forward pass: rows of the catalog, with the repeat that each stands for."""
+
+    bucket: tuple[int, int]
+    epoch: int
+    """Counted from 1."""
+    first_position: int
+    """How many items of the epoch come before; keys the draws of noise and timesteps."""
+    rows: tuple[int, ...]
+    repeats: tuple[int, ...]
+
+    @property
+    def positions(self) -> range:
+        """The items' positions in the epoch."""
+        return range(self.first_position, self.first_position + len(self.rows))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Bucket:
+    """One size of one data set: how many pictures it holds, and how many items an epoch shows of them."""
+
+    part: int
+    size: tuple[int, int]
+    images: int
+    items: int
+    batch_size: int
+
+    @property
+    def batches(self) -> int:
+        """Batches in an epoch, the last of which may be short."""
+        return -(-self.items // self.batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """A run as a pure function of its settings and the pictures found."""
+
+    settings: Settings
+    config: DatasetConfig
+    catalog: Catalog
+    buckets: tuple[Bucket, ...]
+    bucket_N: "NDArray[np.int64]"
+    """Each picture's number in `buckets`."""
+    resized_N2: "NDArray[np.int32]"
+    rows_M: "NDArray[np.int64]"
+    repeats_M: "NDArray[np.int64]"
+    batches_per_epoch: int
+    problems: tuple[Problem, ...]
+    _epochs: dict[int, EpochBatches] = field(default_factory=dict)
+
+    @property
+    def num_images(self) -> int:
+        """Pictures, without their repeats."""
+        return len(self.catalog.keys)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; a step never spans two epochs, so its last one may hold fewer batches."""
+        return -(-self.batches_per_epoch // self.settings.training.gradient_accumulation_steps)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        training = self.settings.training
+        if training.max_train_epochs is not None:
+            return training.max_train_epochs * self.steps_per_epoch
+        return training.max_train_steps
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run, the last of which may be cut short."""
+        return -(-self.steps // self.steps_per_epoch)
+
+    def batches_of(self, epoch: int) -> EpochBatches:
+        """Return the order of an epoch, counted from 1; the last few are remembered."""
+        found = self._epochs.get(epoch)
+        if found is None:
+            sizes = [bucket.batch_size for bucket in self.buckets]
+            seed = self.settings.training.seed
+            found = epoch_batches(self.bucket_N[self.rows_M], sizes, seed=seed, epoch=epoch)
+            self._epochs.clear()
+            self._epochs[epoch] = found
+        return found
+
+    def window(self, step: int) -> tuple[Batch, ...]:
+        """Return the batches of an optimizer step, counted from 0."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        accumulation = self.settings.training.gradient_accumulation_steps
+        first = index * accumulation
+        last = min(first + accumulation, self.batches_per_epoch)
+        order = self.batches_of(epoch + 1)
+        return tuple(self._batch(order, number, epoch + 1) for number in range(first, last))
+
+    def _batch(self, order: EpochBatches, number: int, epoch: int) -> Batch:
+        items = order.at(number)
+        rows = self.rows_M[items]
+        return Batch(
+            bucket=self.buckets[int(self.bucket_N[rows[0]])].size,
+            epoch=epoch,
+            first_position=int(order.starts[number]),
+            rows=tuple(rows.tolist()),
+            repeats=tuple(self.repeats_M[items].tolist()),
+        )
+
+    def subset_of(self, row: int) -> Subset:
+        """Return the subset a picture belongs to."""
+        return self.config.subsets[int(self.catalog.subsets_N[row])]
+
+    def placement(self, row: int) -> Placement:
+        """Return where a picture goes when nothing is random."""
+        bucket = self.buckets[int(self.bucket_N[row])].size
+        width, height = self.catalog.sizes_N2[row].tolist()
+        resized = int(self.resized_N2[row, 0]), int(self.resized_N2[row, 1])
+        crop = centre_crop(resized, bucket)
+        return Placement(size=(width, height), bucket=bucket, resized=resized, crop=crop)
+
+    def caption(self, row: int, repeat: int, *, epoch: int, step: int) -> str:
+        """Return the caption of one showing, a function of (seed, epoch, picture, repeat) and, in a warmup, step."""
+        seed, key = self.settings.training.seed, self.catalog.keys[row]
+        rng = python_rng(seed, "caption", epoch, key, repeat)
+        options = self.subset_of(row).caption
+        return process_caption(self.catalog.captions[row], options, rng, epoch=epoch, step=step, max_steps=self.steps)
+
+    def static_captions(self, options: Sequence[CaptionOptions]) -> list[str]:
+        """Return the different captions of all pictures, with options for each subset that draw nothing."""
+        rng = python_rng("static")
+        captions = (
+            process_caption(caption, options[subset], rng, epoch=1, step=0, max_steps=self.steps)
+            for caption, subset in zip(self.catalog.captions, self.catalog.subsets_N.tolist(), strict=True)
+        )
+        return list(dict.fromkeys(captions))
+
+    def augmentation(self, row: int, repeat: int, *, epoch: int) -> Augmentation:
+        """Return what happens to a picture at one showing."""
+        options, key = self.subset_of(row).augment, self.catalog.keys[row]
+        seed = self.settings.training.seed
+        return draw_augmentation(options, self.placement(row), seed=seed, epoch=epoch, key=key, repeat=repeat)
+
+    def pixel_job(self, row: int, augmentation: Augmentation | None = None) -> "PixelJob":
+        """Return how a picture becomes pixels; without an augmentation as it is cached."""
+        from engine.pixels import PixelJob
+
+        place = self.placement(row)
+        subset = self.subset_of(row)
+        return PixelJob(
+            path=Path(self.catalog.paths[row]),
+            size=place.size,
+            orientation=int(self.catalog.orientations_N[row]),
+            resized=augmentation.resized if augmentation else place.resized,
+            crop=augmentation.crop if augmentation else place.crop,
+            interpolation=subset.resize_interpolation,
+            background=self.settings.dataset.background_color,
+            augmentation=augmentation,
+            max_pixels=self.settings.dataset.max_image_pixels,
+        )
+
+
+def make_plan(
+    settings: Settings,
+    *,
+    cache_dir: Path | None,
+    progress: Progress | None = None,
+    cancel: Callable[[], bool] | None = None,
+) -> Plan:
+    """Scan the pictures and return the plan.
+
+    Raises:
+        ProblemsError: The data set's configuration is wrong.
+        EngineError: There is not one picture to train on.
+    """
+    config = load_dataset_config(settings.flat())
+    catalog = scan(config, cache_dir=cache_dir, progress=progress, cancel=cancel)
+    if any(problem.severity == "error" for problem in catalog.problems):
+        raise ProblemsError((*config.problems, *catalog.problems))
+    if not len(catalog.keys):
+        folders = ", ".join(str(subset.image_dir) for subset in config.subsets)
+        raise EngineError(f"no pictures were found in {folders}: png, jpg, jpeg, webp and bmp files are read")
+    return plan_of(settings, config, catalog)
+
+
+def plan_of(settings: Settings, config: DatasetConfig, catalog: Catalog) -> Plan:
+    """Return the plan for pictures that are scanned already; what the wizard calls when a setting changes."""
+    import numpy as np
+
+    part_N = np.array(config.part_of_subset, np.int64)[catalog.subsets_N]
+    bucket_N = np.zeros(len(part_N), np.int64)
+    resized_N2 = np.zeros((len(part_N), 2), np.int32)
+    repeats_N = np.array([subset.num_repeats for subset in config.subsets], np.int64)[catalog.subsets_N]
+    buckets: list[Bucket] = []
+    for number, part in enumerate(config.datasets):
+        rows = np.flatnonzero(part_N == number)
+        placed: Placements = place_many(
+            catalog.sizes_N2[rows],
+            part.resolutions,
+            max_resolution=part.resolution,
+            step=part.bucket_reso_steps,
+            no_upscale=part.no_upscale,
+        )
+        bucket_N[rows] = placed.bucket_N + len(buckets)
+        resized_N2[rows] = placed.resized_N2
+        images = np.bincount(placed.bucket_N, minlength=len(placed.buckets))
+        items = np.bincount(placed.bucket_N, weights=repeats_N[rows], minlength=len(placed.buckets))
+        buckets += [
+            Bucket(part=number, size=size, images=int(images[i]), items=int(items[i]), batch_size=part.batch_size)
+            for i, size in enumerate(placed.buckets)
+        ]
+    rows_M, repeats_M = expand_repeats(repeats_N)
+    return Plan(
+        settings=settings,
+        config=config,
+        catalog=catalog,
+        buckets=tuple(buckets),
+        bucket_N=bucket_N,
+        resized_N2=resized_N2,
+        rows_M=rows_M,
+        repeats_M=repeats_M,
+        batches_per_epoch=sum(bucket.batches for bucket in buckets),
+        problems=(*config.problems, *catalog.problems),
+    )

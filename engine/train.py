@@ -1,0 +1,118 @@
+"""The recipe: one visible loop over windows, the batches of one optimizer step.
+
+Dimension key: B images of a batch, C latent channels, h x w latent size; 2 = losses and timesteps.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.border import Border
+from engine.control import Control
+from engine.curves import learning_rate_at
+from engine.diffusion import add_noise, draw_for_batch, target_for
+from engine.errors import EngineError, safe_text
+from engine.events import Step
+from engine.hardware import peak_memory_bytes
+from engine.loading import LoadedBatch, Window
+from engine.losses import loss_per_image
+from engine.optim import set_learning_rates
+from engine.parts import Parts
+from engine.rng import seed_for
+from engine.telling import Teller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a run ended: `stopped_by` is "" after the last step, else the signal or request that stopped it."""
+
+    step: int
+    stopped_by: str
+
+
+def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) -> Ending:
+    """Train from `first_step` (steps done before) to the plan's last step, or until `control` asks to stop.
+
+    Raises:
+        EngineError: Loss or gradient is not finite (before the update), a picture can't be read, a model not saved.
+    """
+    settings, plan, accelerator, optimizer = parts.settings, parts.plan, parts.accelerator, parts.optimizer
+    border = Border(parts=parts, tell=tell, control=control)
+    stopped_by, step, began = border.before(first_step), first_step, time.perf_counter()
+    with parts.windows(first_step) as windows:
+        while step < plan.steps and not stopped_by:
+            window = next(windows)
+            wait_seconds = time.perf_counter() - began
+            # Only dropout inside the model draws from the global generator.
+            torch.manual_seed(seed_for(settings.training.seed, "model", step))
+            images = sum(batch.images for batch in window)
+            # Divided by the window's images, not by its batches: buckets leave short batches all the time.
+            results_2B = torch.cat([_train_batch(parts, batch, share=1 / images) for batch in window], dim=1)
+            norm = accelerator.clip_grad_norm_(parts.trained_parameters, settings.optimizer.max_grad_norm or math.inf)
+            assert norm is not None
+            # The step's one wait for the device: losses, timesteps and norm come back together.
+            *numbers, grad_norm = torch.cat([results_2B.flatten(), norm.to(results_2B).reshape(1)]).tolist()
+            losses, timesteps = numbers[:images], [int(number) for number in numbers[images:]]
+            _check_finite(parts, window, losses, grad_norm, step=step + 1)
+            rate = set_learning_rates(optimizer, learning_rate_at(step, plan.steps, settings.optimizer))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if parts.ema is not None:
+                parts.ema.update()
+            step += 1
+            ended = time.perf_counter()
+            tell(
+                Step(
+                    step=step,
+                    loss=sum(losses) / images,
+                    learning_rate=rate,
+                    grad_norm=grad_norm,
+                    images=images,
+                    seconds=ended - began,
+                    wait_seconds=wait_seconds,
+                    bucket=window[0].batch.bucket,
+                    peak_memory_bytes=peak_memory_bytes(accelerator.device),
+                    epoch=window[0].batch.epoch,
+                    image_losses=tuple(losses),
+                    timesteps=tuple(timesteps),
+                )
+            )
+            stopped_by = border.after(step)
+            began = time.perf_counter()
+    border.end(step, stopped_by)
+    return Ending(step=step, stopped_by=stopped_by)
+
+
+def _train_batch(parts: Parts, loaded: LoadedBatch, *, share: float) -> Tensor:
+    """Run one batch forward and backward and return its losses and timesteps, (2, B) float32."""
+    settings, schedule, batch = parts.settings, parts.schedule, loaded.batch
+    latents_BChw = parts.latents_of(loaded)
+    seed = settings.training.seed
+    draws = draw_for_batch(latents_BChw, batch.positions, seed=seed, epoch=batch.epoch, loss=settings.loss)
+    noisy_BChw = add_noise(latents_BChw, draws.input_noise_BCHW, draws.timesteps_B, schedule)
+    target_BChw = target_for(latents_BChw, draws.noise_BCHW, draws.timesteps_B, schedule)
+    prediction_BChw = parts.denoiser(noisy_BChw, draws.timesteps_B, parts.conditioning_of(loaded))
+    losses_B = loss_per_image(prediction_BChw, target_BChw, draws.timesteps_B, settings.loss, schedule)
+    parts.accelerator.backward(losses_B.sum() * share)
+    return torch.stack([losses_B.detach(), draws.timesteps_B.to(losses_B)])
+
+
+def _check_finite(parts: Parts, window: Window, losses: list[float], grad_norm: float, *, step: int) -> None:
+    """Stop before an update that would poison the weights.
+
+    Raises:
+        EngineError: A loss is not finite, or a gradient is and fp16's loss scaling is not there to expect it.
+    """
+    rows = [row for batch in window for row in batch.batch.rows]
+    bad = [row for row, loss in zip(rows, losses, strict=True) if not math.isfinite(loss)]
+    if not bad and (math.isfinite(grad_norm) or parts.is_scaled):
+        return
+    named = ", ".join(safe_text(parts.plan.catalog.keys[row]) for row in (bad or rows)[:5])
+    what = "loss" if bad else "gradient"
+    raise EngineError(
+        f"the {what} of step {step} is not finite, with {named}; nothing was updated: "
+        "look at these pictures, lower learning_rate, or use mixed_precision=bf16 or no"
+    )
