@@ -1,0 +1,1 @@
+"""The data set: which pictures, in which buckets, with which captions, in which order. Torch-free."""

@@ -1,0 +1,215 @@
+"""A portion of a folder's pictures examined: header and caption of each, read once and known again. Torch-free.
+
+Everything is kept as columns rather than objects: a million pictures then cost neither the garbage collector nor the
+index more than a few lists.
+"""
+
+# Strings and os calls: making a Path of each name costs more than reading the file.
+# ruff: noqa: PTH116, PTH118
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.dataset.findings import FindingKind
+from engine.dataset.headers import OPEN_FLAGS, BadPictureError, read_header
+
+MAX_CAPTION_BYTES = 65_536
+_UNKNOWN = -1  # A time that no file has: what carries it is examined again.
+_SUFFIX_FORMATS = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".avif": "AVIF", ".jxl": "JXL",
+}  # fmt: skip
+_UNUSUAL = frozenset("\ufeff\n\r\0")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Portion:
+    """What is known about some pictures of one folder; a column each, sizes upright, width 0 for a bad picture.
+
+    `stamps` holds four numbers for each: time and size of the picture, time and size of its caption file.
+    `notes` holds (name, kind, detail) for what is to be told.
+    """
+
+    names: list[str]
+    caption_names: list[str]
+    stamps: list[int] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    orientations: list[int] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    notes: list[tuple[str, FindingKind, str]] = field(default_factory=list)
+
+
+Known = Mapping[str, tuple[Portion, int]]
+
+
+def examine(folder: str, names: Sequence[str], caption_names: Sequence[str], known: Known) -> Portion:
+    """Read what is not known yet, or changed since, about the pictures `names` of a folder.
+
+    `known` maps names to where an earlier portion holds them.
+    """
+    prefix = os.path.join(folder, "")
+    portion = Portion(names=list(names), caption_names=list(caption_names))
+    for name, caption_name in zip(names, caption_names, strict=True):
+        earlier = known.get(name)
+        if earlier is not None and _is_unchanged(prefix, name, caption_name, *earlier):
+            _copy(portion, name, *earlier)
+            continue
+        _read_picture(prefix, name, portion)
+        if caption_name:
+            _read_caption(prefix, caption_name, portion)
+        else:
+            portion.stamps += (0, 0)
+            portion.captions.append("")
+    return portion
+
+
+def is_current(folder: str, names: Sequence[str], caption_names: Sequence[str], portion: Portion) -> bool:
+    """Whether an earlier portion holds just these files, and each still has its time and size."""
+    if portion.names != names or portion.caption_names != caption_names:
+        return False
+    prefix = os.path.join(folder, "")
+    stamps: list[int] = []
+    try:
+        for name, caption_name in zip(names, caption_names, strict=True):
+            status = os.stat(prefix + name)
+            stamps += (status.st_mtime_ns, status.st_size)
+            if caption_name:
+                status = os.stat(prefix + caption_name)
+                stamps += (status.st_mtime_ns, status.st_size)
+            else:
+                stamps += (0, 0)
+    except OSError:
+        return False
+    return stamps == portion.stamps
+
+
+def _is_unchanged(prefix: str, name: str, caption_name: str, portion: Portion, index: int) -> bool:
+    if portion.caption_names[index] != caption_name:
+        return False
+    try:
+        status = os.stat(prefix + name)
+        stamps = [status.st_mtime_ns, status.st_size, 0, 0]
+        if caption_name:
+            status = os.stat(prefix + caption_name)
+            stamps[2:] = status.st_mtime_ns, status.st_size
+    except OSError:
+        return False
+    return stamps == portion.stamps[4 * index : 4 * index + 4]
+
+
+def _copy(portion: Portion, name: str, earlier: Portion, index: int) -> None:
+    portion.stamps += earlier.stamps[4 * index : 4 * index + 4]
+    portion.widths.append(earlier.widths[index])
+    portion.heights.append(earlier.heights[index])
+    portion.orientations.append(earlier.orientations[index])
+    portion.captions.append(earlier.captions[index])
+    caption_name = earlier.caption_names[index]
+    portion.notes += [note for note in earlier.notes if note[0] in {name, caption_name}]
+
+
+def _read_picture(prefix: str, name: str, portion: Portion) -> None:
+    """Append a picture's stamp and header; one that can't be used gets the width 0 and a note."""
+    modified, size, width, height, orientation = _UNKNOWN, 0, 0, 0, 1
+    try:
+        fd = os.open(prefix + name, OPEN_FLAGS)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadPictureError("not-a-picture", "no regular file")
+            modified, size = status.st_mtime_ns, status.st_size
+            header = read_header(fd, size)
+        finally:
+            os.close(fd)
+        width, height, orientation, true_format, is_animated = header
+        if is_animated:
+            portion.notes.append((name, "animated", "animated; its first frame is used"))
+        if true_format != _SUFFIX_FORMATS.get(name[name.rfind(".") :].lower()):
+            _note_format(name, true_format, portion)
+    except BadPictureError as error:
+        portion.notes.append((name, error.kind, error.detail))
+    except OSError as error:
+        modified = _UNKNOWN  # Permissions may change without the file's time.
+        portion.notes.append((name, "unreadable", why_unreadable(prefix + name, error)))
+    portion.stamps += (modified, size)
+    portion.widths.append(width)
+    portion.heights.append(height)
+    portion.orientations.append(orientation)
+
+
+def _note_format(name: str, true_format: str, portion: Portion) -> None:
+    if true_format != "MPO":  # A JPEG with a second picture in it, as phones write them.
+        portion.notes.append((name, "wrong-extension", f"a {true_format} file under another name; it is used"))
+
+
+def _read_caption(prefix: str, name: str, portion: Portion) -> None:
+    """Append a caption file's stamp and text; lines are stripped and empty ones left out."""
+    modified, size, text = _UNKNOWN, 0, ""
+    try:
+        fd = os.open(prefix + name, OPEN_FLAGS)
+        try:
+            status = os.fstat(fd)
+            modified, size = status.st_mtime_ns, status.st_size
+            raw = os.read(fd, min(size, MAX_CAPTION_BYTES)) if stat.S_ISREG(status.st_mode) else b""
+        finally:
+            os.close(fd)
+        text = raw.decode("utf-8").strip()
+        if size > MAX_CAPTION_BYTES or not text or not _UNUSUAL.isdisjoint(text):
+            text = _mend(raw, size, name, portion)
+    except UnicodeDecodeError:
+        text = _mend(raw, size, name, portion)
+    except OSError as error:
+        modified = _UNKNOWN
+        portion.notes.append((name, "unreadable", why_unreadable(prefix + name, error)))
+    portion.stamps += (modified, size)
+    portion.captions.append(text)
+
+
+def _mend(raw: bytes, size: int, name: str, portion: Portion) -> str:
+    """Return the text of an unusual caption: of several lines, with a byte-order mark, cut, or in a wrong encoding."""
+    if size > MAX_CAPTION_BYTES:
+        portion.notes.append((name, "long-caption", f"{size} bytes; only the first 64 KB are read"))
+        raw = _whole_characters(raw)
+    if raw[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        portion.notes.append((name, "caption-encoding", "its byte 0 begins UTF-16, not UTF-8"))
+        return ""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        detail = f"byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8"
+        portion.notes.append((name, "caption-encoding", detail))
+        return ""
+    if "\0" in text:
+        detail = f"byte {raw.index(0)} is NUL, so this is no UTF-8 text"
+        portion.notes.append((name, "caption-encoding", detail))
+        return ""
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
+    text = "\n".join(line for line in lines if line)
+    if not text:
+        portion.notes.append((name, "empty-caption", "the caption is empty"))
+    return text
+
+
+def _whole_characters(raw: bytes) -> bytes:
+    """Return UTF-8 bytes without the first part of a character that was cut in two."""
+    for length in range(1, 4):
+        if raw[-length] >= 0xC0:
+            return raw[:-length]
+        if raw[-length] < 0x80:
+            break
+    return raw
+
+
+def why_unreadable(path: str, error: OSError) -> str:
+    """Return the cause, with owner and mode where permissions are it."""
+    reason = f"can't be read ({error.strerror or error})"
+    if not isinstance(error, PermissionError):
+        return reason
+    try:
+        status = os.stat(path)
+        owner = Path(path).owner()
+    except (OSError, KeyError, NotImplementedError):  # No name for the owner, or a system without owners.
+        return reason
+    return f"{reason}: it belongs to {owner}, mode {stat.filemode(status.st_mode)}"

@@ -1,0 +1,341 @@
+"""The pictures of all data sets with their sizes and captions, from headers alone. Torch-free.
+
+Dimension key: N pictures, 2 = (width, height).
+"""
+
+# Strings and os calls: making a Path of each name costs more than reading the file.
+# ruff: noqa: PTH100, PTH118
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.dataset.config import DatasetConfig, Subset
+from engine.dataset.examine import Known, Portion, examine, is_current
+from engine.dataset.findings import BAD_FILES, Findings
+from engine.dataset.index import Index
+from engine.dataset.metadata import Entry, locate, read_metadata
+from engine.dataset.walk import Listing, walk
+from engine.errors import EngineError, Problem
+
+PORTION = 256  # Pictures examined at a time: what progress, cancelling and the index count in.
+_SLOW_SECONDS = 40e-6  # For one picture: above it we wait for a disk or a network, and threads help.
+_THREADS = 16
+_KEEP_EVERY = 64  # Portions put into the index at once.
+
+Progress = Callable[[int, int | None], None]
+Cancel = Callable[[], bool]
+
+
+class ScanCancelledError(EngineError):
+    """The scan was stopped on request; what was read so far is kept in the index."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Catalog:
+    """Every usable picture once for each subset that holds it, as columns.
+
+    A key names a picture for good: its path relative to image_dir, in POSIX style (after `subset<number>/` where two
+    subsets have it). `subsets_N` counts into `DatasetConfig.subsets`; sizes are upright, after the orientation.
+    """
+
+    keys: list[str]
+    paths: list[str]
+    sizes_N2: NDArray[np.int32]
+    orientations_N: NDArray[np.uint8]
+    captions: list[str]
+    subsets_N: NDArray[np.int16]
+    repeats_N: NDArray[np.int32]
+    modified_N: NDArray[np.int64]
+    """Time of the last change in nanoseconds."""
+    file_sizes_N: NDArray[np.int64]
+    """Bytes."""
+    problems: tuple[Problem, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Columns:
+    """A catalog while it grows."""
+
+    keys: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    orientations: list[int] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    stamps: list[int] = field(default_factory=list)
+    """Four for each picture, as in a portion."""
+    subsets: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """The files of one subset, listed but not yet read."""
+
+    number: int
+    subset: Subset
+    listings: list[Listing]
+    entries: Mapping[str, Entry] | None
+    """By path, where a metadata file has the captions."""
+
+    @property
+    def kind(self) -> str:
+        """What tells its portions in the index from those of a subset that finds captions in another way."""
+        return "" if self.entries is not None else "|".join(_caption_suffixes(self.subset))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folder:
+    """A listing beside what the index has of its folder."""
+
+    job: _Job
+    listing: Listing
+    portions: list[Portion]
+
+    @cached_property
+    def known(self) -> Known:
+        """Where each picture's earlier facts stand; asked for only when a portion has changed."""
+        return {name: (portion, row) for portion in self.portions for row, name in enumerate(portion.names)}
+
+    def examine(self, number: int) -> tuple[Portion, bool]:
+        """Return one portion, and whether it differs from what the index has."""
+        part = slice(number * PORTION, (number + 1) * PORTION)
+        names, caption_names = self.listing.names[part], self.listing.caption_names[part]
+        if number < len(self.portions):
+            earlier = self.portions[number]
+            if is_current(self.listing.folder, names, caption_names, earlier):
+                return earlier, False
+        return examine(self.listing.folder, names, caption_names, self.known), True
+
+    @property
+    def count(self) -> int:
+        """How many portions the folder has."""
+        return -(-len(self.listing.names) // PORTION)
+
+
+def scan(
+    config: DatasetConfig,
+    *,
+    cache_dir: Path,
+    progress: Progress = lambda _done, _total: None,
+    cancel: Cancel = lambda: False,
+) -> Catalog:
+    """Find the pictures of all subsets and read their headers and captions; unchanged files come from the index.
+
+    Args:
+        config: The data sets.
+        cache_dir: Where the index is kept.
+        progress: Called with pictures done and their total, which is None while folders are still being listed.
+        cancel: Asked between portions; true ends the scan.
+
+    Raises:
+        ScanCancelledError: `cancel` said so.
+        EngineError: A metadata file can't be read.
+    """
+    findings, columns = Findings(), _Columns()
+    done, jobs = 0, []
+    for number, subset in enumerate(config.subsets):
+        jobs.append(_list_subset(number, subset, findings))
+        progress(sum(len(listing.names) for job in jobs for listing in job.listings), None)
+        _check(cancel)
+    total = sum(len(listing.names) for job in jobs for listing in job.listings)
+    with Index(cache_dir) as index:
+        for folder, portion in _examined(jobs, index):
+            _add(folder, portion, columns, findings, config.max_pixels)
+            _check(cancel)
+            done += len(portion.names)
+            progress(done, total)
+        if index.notice:
+            findings.add("index", "", index.notice)
+    return _catalog(config, columns, findings)
+
+
+def _check(cancel: Cancel) -> None:
+    if cancel():
+        raise ScanCancelledError("the scan was stopped; what was read so far is kept for the next one")
+
+
+def _caption_suffixes(subset: Subset) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([subset.caption_extension, ".txt"]))
+
+
+def _list_subset(number: int, subset: Subset, findings: Findings) -> _Job:
+    entries: Mapping[str, Entry] | None = None
+    if subset.metadata_file is None:
+        suffixes = _caption_suffixes(subset)
+        folder = os.path.abspath(subset.image_dir)
+        listings = list(walk(folder, recursive=subset.recursive, caption_suffixes=suffixes, findings=findings))
+    else:
+        entries = locate(read_metadata(subset.metadata_file, findings), subset.image_dir, findings)
+        listings = _listings_of(entries)
+    if not listings:
+        findings.add("no-pictures", str(subset.metadata_file or subset.image_dir), "no pictures were found in it")
+    return _Job(number=number, subset=subset, listings=listings, entries=entries)
+
+
+def _listings_of(paths: Iterable[str]) -> list[Listing]:
+    folders: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        folder, name = os.path.split(path)
+        folders.setdefault(folder, []).append(name)
+    return [Listing(folder=folder, names=names, caption_names=[""] * len(names)) for folder, names in folders.items()]
+
+
+def _examined(jobs: Sequence[_Job], index: Index) -> Iterator[tuple[_Folder, Portion]]:
+    """Yield every portion in order, and keep what changed in the index."""
+    changed: list[tuple[int, Portion]] = []
+    for folder, number, portion, is_changed in _in_threads_if_slow(_tasks(jobs, index)):
+        if is_changed:
+            changed.append((number, portion))
+        if changed and (len(changed) >= _KEEP_EVERY or number == folder.count - 1):
+            index.put(folder.listing.folder, folder.job.kind, changed, count=folder.count)
+            changed = []
+        yield folder, portion
+
+
+def _tasks(jobs: Sequence[_Job], index: Index) -> Iterator[tuple[_Folder, int]]:
+    for job in jobs:
+        for listing in job.listings:
+            folder = _Folder(job=job, listing=listing, portions=index.portions(listing.folder, job.kind))
+            for number in range(folder.count):
+                yield folder, number
+
+
+def _in_threads_if_slow(tasks: Iterator[tuple[_Folder, int]]) -> Iterator[tuple[_Folder, int, Portion, bool]]:
+    """Examine portions one after another while that is fast, in threads from the moment it is not.
+
+    A warm page cache answers in microseconds, and threads would only fight for the interpreter lock (measured: half
+    the speed); a cold disk or a network makes each file wait, and sixteen wait better than one.
+    """
+    count, seconds = 0, 0.0
+    for folder, number in tasks:
+        start = time.perf_counter()
+        result = folder.examine(number)
+        seconds += time.perf_counter() - start
+        count += len(result[0].names)
+        yield folder, number, *result
+        if count >= PORTION and seconds > _SLOW_SECONDS * count:
+            break
+    yield from _in_threads(tasks)
+
+
+def _in_threads(tasks: Iterator[tuple[_Folder, int]]) -> Iterator[tuple[_Folder, int, Portion, bool]]:
+    waiting: deque[tuple[_Folder, int, Future[tuple[Portion, bool]]]] = deque()
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="scan")
+    try:
+        for task in tasks:
+            waiting.append((*task, pool.submit(task[0].examine, task[1])))
+            if len(waiting) > 2 * _THREADS:
+                yield _finished(waiting)
+        while waiting:
+            yield _finished(waiting)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(
+    waiting: "deque[tuple[_Folder, int, Future[tuple[Portion, bool]]]]",
+) -> tuple[_Folder, int, Portion, bool]:
+    folder, number, future = waiting.popleft()
+    return folder, number, *future.result()
+
+
+def _add(folder: _Folder, portion: Portion, columns: _Columns, findings: Findings, max_pixels: int) -> None:
+    """Take a portion into the catalog and tell what is to be told about it."""
+    job, prefix = folder.job, os.path.join(folder.listing.folder, "")
+    bad = {name for name, kind, detail in portion.notes if kind in BAD_FILES}
+    for name, kind, detail in portion.notes:
+        findings.add(kind, prefix + name, detail)
+    for name, width, height in zip(portion.names, portion.widths, portion.heights, strict=True):
+        if width * height > max_pixels:
+            bad.add(name)
+            detail = f"{width}x{height} is over the limit of {max_pixels / 1e6:g} megapixels"
+            findings.add("too-large", prefix + name, detail)
+    if bad:
+        portion = _without(portion, bad)
+    if job.entries is None and "" in portion.caption_names:
+        for name, caption_name in zip(portion.names, portion.caption_names, strict=True):
+            if not caption_name:
+                findings.add("no-caption", prefix + name, "has no caption file and is trained without caption")
+    key_prefix = _key_prefix(folder.listing.folder, job.subset.image_dir)
+    columns.keys += [key_prefix + name for name in portion.names]
+    columns.paths += [prefix + name for name in portion.names]
+    columns.widths += portion.widths
+    columns.heights += portion.heights
+    columns.orientations += portion.orientations
+    columns.captions += portion.captions if job.entries is None else _texts(job, prefix, portion.names)
+    columns.stamps += portion.stamps
+    columns.subsets += [job.number] * len(portion.names)
+
+
+def _without(portion: Portion, bad: AbstractSet[str]) -> Portion:
+    """Return the portion without the pictures whose file or caption file is bad."""
+    files = zip(portion.names, portion.caption_names, strict=True)
+    rows = [row for row, pair in enumerate(files) if bad.isdisjoint(pair)]
+    return Portion(
+        names=[portion.names[row] for row in rows],
+        caption_names=[portion.caption_names[row] for row in rows],
+        stamps=[stamp for row in rows for stamp in portion.stamps[4 * row : 4 * row + 4]],
+        widths=[portion.widths[row] for row in rows],
+        heights=[portion.heights[row] for row in rows],
+        orientations=[portion.orientations[row] for row in rows],
+        captions=[portion.captions[row] for row in rows],
+    )
+
+
+def _texts(job: _Job, prefix: str, names: Iterable[str]) -> list[str]:
+    assert job.entries is not None
+    options = job.subset.caption
+    entries = (job.entries[prefix + name] for name in names)
+    return [entry.text(options.caption_separator, enable_wildcard=options.enable_wildcard) for entry in entries]
+
+
+def _key_prefix(folder: str, image_dir: Path) -> str:
+    """Return the folder's path from image_dir in POSIX style; a folder elsewhere keeps its whole path."""
+    root = os.path.abspath(image_dir)
+    if folder == root:
+        return ""
+    inside = os.path.join(root, "")
+    return Path(folder.removeprefix(inside)).as_posix() + "/"
+
+
+def _catalog(config: DatasetConfig, columns: _Columns, findings: Findings) -> Catalog:
+    repeats = np.array([subset.num_repeats for subset in config.subsets], np.int32)
+    subsets_N = np.array(columns.subsets, np.int16)
+    stamps_N4 = np.array(columns.stamps, np.int64).reshape(-1, 4)
+    return Catalog(
+        keys=_distinct(columns.keys, columns.subsets),
+        paths=columns.paths,
+        sizes_N2=np.array([columns.widths, columns.heights], np.int32).T.copy(),
+        orientations_N=np.array(columns.orientations, np.uint8),
+        captions=columns.captions,
+        subsets_N=subsets_N,
+        repeats_N=repeats[subsets_N],
+        modified_N=stamps_N4[:, 0].copy(),
+        file_sizes_N=stamps_N4[:, 1].copy(),
+        problems=(*config.problems, *findings.problems(is_skipping=config.skip_bad_images)),
+    )
+
+
+def _distinct(keys: list[str], subsets: list[int]) -> list[str]:
+    """Return the keys; one that an earlier subset has already is told apart by its own subset's number."""
+    if not subsets or subsets[-1] == subsets[0]:
+        return keys
+    seen: set[str] = set()
+    distinct = []
+    for key, number in zip(keys, subsets, strict=True):
+        distinct.append(f"subset{number + 1}/{key}" if key in seen else key)
+        seen.add(key)
+    return distinct

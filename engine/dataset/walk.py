@@ -1,0 +1,94 @@
+"""The picture and caption files of a folder, found in one pass over its entries. Torch-free."""
+
+# Strings and os calls: making a Path of each name costs more than reading the file.
+# ruff: noqa: PTH115, PTH116
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.dataset.findings import Findings
+from engine.errors import safe_text
+
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
+_OTHER_SUFFIXES = frozenset({".gif", ".tif", ".tiff", ".heic", ".heif", ".jp2", ".psd", ".svg", ".tga"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The pictures of one folder, sorted, and each one's caption file (or "" for none)."""
+
+    folder: str
+    names: list[str]
+    caption_names: list[str]
+
+
+def walk(root: str, *, recursive: bool, caption_suffixes: tuple[str, ...], findings: Findings) -> Iterator[Listing]:
+    """Yield every folder that holds pictures; what is left out is added to `findings`.
+
+    Links are followed, each folder once, so that a loop of links ends.
+    """
+    waiting = [root]
+    seen: set[tuple[int, int]] = set()
+    while waiting:
+        folder = waiting.pop()
+        try:
+            if recursive and not _is_new(folder, seen, findings):
+                continue
+            listing, inner = _list(folder, caption_suffixes, findings)
+        except OSError as error:
+            reason = f"the folder can't be read ({error.strerror or error})"
+            findings.add("unreadable-folder", folder, reason)
+            continue
+        if recursive:
+            waiting += sorted(inner, reverse=True)
+        if listing.names:
+            yield listing
+
+
+def _is_new(folder: str, seen: set[tuple[int, int]], findings: Findings) -> bool:
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in seen:
+        findings.add("link-loop", folder, "leads back to a folder that was read already")
+        return False
+    seen.add(identity)
+    return True
+
+
+def _list(folder: str, caption_suffixes: tuple[str, ...], findings: Findings) -> tuple[Listing, list[str]]:
+    """Return the folder's pictures with their captions, and the folders inside it."""
+    names: list[str] = []
+    captions: set[str] = set()
+    inner: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            suffix = name[name.rfind(".") :]
+            if suffix in caption_suffixes:
+                captions.add(name)
+            elif (suffix in PICTURE_SUFFIXES or suffix.lower() in PICTURE_SUFFIXES) and not entry.is_dir():
+                if entry.is_file():
+                    names.append(name)
+                else:
+                    findings.add("not-a-file", entry.path, _kind_of(entry))
+            elif entry.is_dir():
+                inner.append(entry.path)
+            elif suffix.lower() in _OTHER_SUFFIXES:
+                findings.add("other-format", entry.path, "its format is not trained on")
+    names.sort()
+    caption_names = [_caption_of(name[: name.rfind(".")], caption_suffixes, captions) for name in names]
+    return Listing(folder=folder, names=names, caption_names=caption_names), inner
+
+
+def _caption_of(stem: str, suffixes: tuple[str, ...], captions: set[str]) -> str:
+    for suffix in suffixes:
+        if stem + suffix in captions:
+            return stem + suffix
+    return ""
+
+
+def _kind_of(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return f"a link that leads nowhere ({safe_text(os.readlink(entry.path))})"
+    return "no regular file but a pipe, socket or device"
