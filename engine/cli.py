@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,8 +34,15 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m engin
         return WRONG
     except EngineError as error:
         return _complain(str(error))
+    except KeyboardInterrupt:
+        return _complain("interrupted; nothing was started", code=130)
     except BrokenPipeError:
         return FAILED
+    except Exception as error:  # The outermost boundary: a bug must end as a sentence too.
+        if os.environ.get("SDTUI_DEBUG"):
+            raise
+        shown = safe_text(f"{type(error).__name__}: {error}")
+        return _complain(f"internal error, {shown} (SDTUI_DEBUG=1 shows where)", code=FAILED)
 
 
 def _dispatch(words: list[str], program: str) -> int:
@@ -95,9 +103,9 @@ def report(problems: Sequence[Problem]) -> None:
                 sys.stderr.write(f"{severity}: {problem}\n")
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, *, code: int = WRONG) -> int:
     sys.stderr.write(f"{message}\n")
-    return WRONG
+    return code
 
 
 def _train(parsed: argparse.Namespace) -> int:

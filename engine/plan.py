@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from engine.pixels import PixelJob
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -188,9 +186,9 @@ class Plan:
 def make_plan(
     settings: Settings,
     *,
-    cache_dir: Path | None,
-    progress: Progress | None = None,
-    cancel: Callable[[], bool] | None = None,
+    cache_dir: Path,
+    progress: Callable[[int, int | None], None] = lambda _done, _total: None,
+    cancel: Callable[[], bool] = lambda: False,
 ) -> Plan:
     """Scan the pictures and return the plan.
 
@@ -215,7 +213,7 @@ def plan_of(settings: Settings, config: DatasetConfig, catalog: Catalog) -> Plan
     part_N = np.array(config.part_of_subset, np.int64)[catalog.subsets_N]
     bucket_N = np.zeros(len(part_N), np.int64)
     resized_N2 = np.zeros((len(part_N), 2), np.int32)
-    repeats_N = np.array([subset.num_repeats for subset in config.subsets], np.int64)[catalog.subsets_N]
+    repeats_N = catalog.repeats_N
     buckets: list[Bucket] = []
     for number, part in enumerate(config.datasets):
         rows = np.flatnonzero(part_N == number)

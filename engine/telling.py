@@ -41,15 +41,15 @@ class Teller:
         for listener in self.listeners:
             listener.emit(event)
 
-    def progress(self, stage: Stage) -> Callable[[int, int], None]:
-        """Return a callback that tells how far a stage is, at most ten times a second."""
+    def progress(self, stage: Stage) -> Callable[[int, int | None], None]:
+        """Return a callback that tells how far a stage is, at most ten times a second; a total of None is unknown."""
         last = 0.0
 
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int | None) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last > 0.1 or done == total:
                 last = now
-                self(Progress(stage=stage, done=done, total=total))
+                self(Progress(stage=stage, done=done, total=done if total is None else total))
 
         return report
