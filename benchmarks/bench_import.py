@@ -16,12 +16,11 @@ def seconds(program: str) -> float:
 
 
 def main() -> None:
-    bare, front, torch = [], [], []
+    bare, front = [], []
     for _ in range(ROUNDS):
         bare.append(seconds("pass"))
         front.append(seconds(f"import sys, {FRONT}; assert 'torch' not in sys.modules"))
-    for _ in range(3):
-        torch.append(seconds("import torch"))
+    torch = [seconds("import torch") for _ in range(3)]
     median = statistics.median(front) - statistics.median(bare)
     print(f"python alone                 {statistics.median(bare):.3f} s")
     print(f"torch-free front, on top     {median:.3f} s   (wanted <= 0.3)")
