@@ -1,0 +1,180 @@
+"""What the training screen asks and shows on top of itself: stop, a typed word or number, the log, large samples."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+from engine.errors import safe_text
+from engine.events import Sampled
+from sdtui.format import fit
+from sdtui.keys import bindings
+from sdtui.screens.choice import Choice, ChoiceDialog
+from sdtui.widgets.gallery import sample_path
+from sdtui.widgets.picture import Picture
+from sdtui.widgets.row_list import Cell, RowList
+
+if TYPE_CHECKING:
+    from sdtui.graphics import Mode
+
+DISCARD = "discard"
+LOG_BYTES = 1 << 20  # The end of log.txt that is shown.
+
+
+def stop_dialog() -> ChoiceDialog:
+    """Return the dialog that asks how to stop; it answers step, epoch, discard or None."""
+    choices = (
+        Choice(value="step", title="After this step, and save", text="The model is saved as it is after this step."),
+        Choice(
+            value="epoch", title="After this epoch, and save", text="Every picture has then been seen equally often."
+        ),
+        Choice(
+            value="discard",
+            title="After this step, without saving",
+            text="What was learned since the last save is lost.",
+        ),
+        Choice(value="", title="Cancel", text="Go on training."),
+    )
+    return ChoiceDialog("Stop the training", "", choices)
+
+
+class TextDialog(ModalScreen[str | None]):
+    """Asks for a word, or for a whole number from 0 on."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog")]
+
+    def __init__(self, title: str, text: str, *, value: str = "", is_number: bool = False) -> None:
+        super().__init__()
+        self._title, self._text, self._value, self._is_number = title, text, value, is_number
+
+    def compose(self) -> ComposeResult:
+        """Lay out the dialog."""
+        with Vertical(classes="dialog pane") as pane:
+            pane.border_title = Content(self._title)
+            yield Static(Content(self._text), classes="dialog-text")
+            yield Input(self._value, type="integer" if self._is_number else "text", max_length=200)
+            yield Static(Content("enter take   esc close"), classes="hint")
+
+    @on(Input.Submitted)
+    def _take(self, event: Input.Submitted) -> None:
+        typed = event.value.strip()
+        if self._is_number and not typed.isdecimal():
+            self.query_one(".hint", Static).update(Content("a whole number from 0 on, such as 200"))
+            return
+        self.dismiss(typed)
+
+    def action_close(self) -> None:
+        """Close without an answer."""
+        self.dismiss(None)
+
+
+class LogDialog(ModalScreen[None]):
+    """The end of log.txt, as plain text whatever is in it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog")]
+
+    @dataclass
+    class Loaded(Message):
+        """The lines are there."""
+
+        lines: list[str]
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._lines: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        """Lay out the dialog."""
+        with Vertical(classes="dialog pane large") as pane:
+            pane.border_title = Content(safe_text(str(self._path)))
+            pane.border_subtitle = "esc close"
+            yield RowList(self._row, name="log-rows", empty="the log is empty")
+
+    def on_mount(self) -> None:
+        """Read the file."""
+        self._load()
+
+    @work(thread=True, exclusive=True)
+    def _load(self) -> None:
+        try:
+            with self._path.open("rb") as file:
+                end = file.seek(0, 2)
+                file.seek(max(0, end - LOG_BYTES))
+                lines = file.read().decode("utf-8", "replace").splitlines()
+            lines = lines[1:] if end > LOG_BYTES else lines
+        except OSError as error:
+            lines = [f"can't be read: {error.strerror}"]
+        self.post_message(self.Loaded(lines))
+
+    @on(Loaded)
+    def _show(self, message: Loaded) -> None:
+        self._lines = message.lines
+        self.query_one(RowList).show_rows(len(self._lines), cursor=len(self._lines) - 1)
+
+    def _row(self, index: int, width: int) -> list[Cell]:
+        return [(fit(safe_text(self._lines[index], limit=1000), width), "")]
+
+    def action_close(self) -> None:
+        """Close the log."""
+        self.dismiss()
+
+
+class SampleDialog(ModalScreen[None]):
+    """One sample as large as the terminal: left and right change the prompt, up and down the step."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings("dialog"),
+        ("left", "prompt(-1)", "Prompt"),
+        ("right", "prompt(1)", "Prompt"),
+        ("up,full_stop", "step(1)", "Later"),
+        ("down,comma", "step(-1)", "Earlier"),
+    ]
+
+    def __init__(self, folder: Path, samples: Mapping[int, Mapping[int, Sampled]], *, step: int, mode: "Mode") -> None:
+        super().__init__()
+        self._folder, self._samples, self._step, self._mode = folder, samples, step, mode
+        self._index = min(samples[step])
+
+    def compose(self) -> ComposeResult:
+        """Lay out the dialog."""
+        with Vertical(classes="dialog pane large") as pane:
+            pane.border_subtitle = "left right prompt   up down step   esc close"
+            yield Picture(self._mode)
+            yield Static("", markup=False, classes="caption")
+
+    def on_mount(self) -> None:
+        """Show the first sample."""
+        self._draw()
+
+    def action_prompt(self, by: int) -> None:
+        """Show another prompt's sample."""
+        indexes = sorted(self._samples.get(self._step, {}))
+        self._index = indexes[(indexes.index(self._index) + by) % len(indexes)]
+        self._draw()
+
+    def action_step(self, by: int) -> None:
+        """Show the same prompt at another step."""
+        steps = sorted(step for step, drawn in self._samples.items() if self._index in drawn)
+        self._step = steps[max(0, min(steps.index(self._step) + by, len(steps) - 1))]
+        self._draw()
+
+    def _draw(self) -> None:
+        sample = self._samples[self._step][self._index]
+        title = f"step {sample.step}   seed {sample.seed}   prompt {sample.index + 1}"
+        self.query_one(".dialog").border_title = title
+        self.query_one(Picture).show(sample_path(self._folder, sample.path))
+        self.query_one(".caption", Static).update(Content(safe_text(sample.prompt, limit=1000)))
+
+    def action_close(self) -> None:
+        """Close the picture."""
+        self.dismiss()
