@@ -7,6 +7,7 @@ index more than a few lists.
 # Strings and os calls: making a Path of each name costs more than reading the file.
 # ruff: noqa: PTH116, PTH118
 
+import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,10 @@ from engine.dataset.headers import OPEN_FLAGS, BadPictureError, read_header
 
 MAX_CAPTION_BYTES = 65_536
 _UNKNOWN = -1  # A time that no file has: what carries it is examined again.
-_SUFFIX_FORMATS = {
-    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".avif": "AVIF", ".jxl": "JXL",
+_SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    "PNG": (".png", ".PNG"), "JPEG": (".jpg", ".jpeg", ".JPG", ".JPEG"), "MPO": (".jpg", ".jpeg", ".JPG", ".JPEG"),
+    "WEBP": (".webp", ".WEBP"), "BMP": (".bmp", ".BMP"), "AVIF": (".avif", ".AVIF"), "JXL": (".jxl", ".JXL"),
 }  # fmt: skip
-_UNUSUAL = frozenset("\ufeff\n\r\0")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -40,6 +41,28 @@ class Portion:
     orientations: list[int] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     notes: list[tuple[str, FindingKind, str]] = field(default_factory=list)
+
+
+_COLUMNS = ("names", "caption_names", "stamps", "widths", "heights", "orientations", "captions", "notes")
+
+
+def portion_to_json(portion: Portion) -> str:
+    """Return the portion as one line of JSON."""
+    return json.dumps([getattr(portion, name) for name in _COLUMNS], separators=(",", ":"))
+
+
+def portion_from_json(text: str) -> Portion:
+    """Return the portion again.
+
+    Raises:
+        ValueError: The text is not what `portion_to_json` writes.
+    """
+    columns = dict(zip(_COLUMNS, json.loads(text), strict=True))
+    columns["notes"] = [tuple(note) for note in columns["notes"]]
+    portion = Portion(**columns)
+    if not len(portion.names) == len(portion.captions) == len(portion.widths) == len(portion.stamps) // 4:
+        raise ValueError("columns of different lengths")
+    return portion
 
 
 Known = Mapping[str, tuple[Portion, int]]
@@ -126,7 +149,7 @@ def _read_picture(prefix: str, name: str, portion: Portion) -> None:
         width, height, orientation, true_format, is_animated = header
         if is_animated:
             portion.notes.append((name, "animated", "animated; its first frame is used"))
-        if true_format != _SUFFIX_FORMATS.get(name[name.rfind(".") :].lower()):
+        if not name.endswith(_SUFFIXES.get(true_format, ())):
             _note_format(name, true_format, portion)
     except BadPictureError as error:
         portion.notes.append((name, error.kind, error.detail))
@@ -140,7 +163,7 @@ def _read_picture(prefix: str, name: str, portion: Portion) -> None:
 
 
 def _note_format(name: str, true_format: str, portion: Portion) -> None:
-    if true_format != "MPO":  # A JPEG with a second picture in it, as phones write them.
+    if not name.lower().endswith(_SUFFIXES.get(true_format, ())):
         portion.notes.append((name, "wrong-extension", f"a {true_format} file under another name; it is used"))
 
 
@@ -156,7 +179,7 @@ def _read_caption(prefix: str, name: str, portion: Portion) -> None:
         finally:
             os.close(fd)
         text = raw.decode("utf-8").strip()
-        if size > MAX_CAPTION_BYTES or not text or not _UNUSUAL.isdisjoint(text):
+        if size > MAX_CAPTION_BYTES or not text or "\n" in text or not text.isprintable():
             text = _mend(raw, size, name, portion)
     except UnicodeDecodeError:
         text = _mend(raw, size, name, portion)

@@ -8,9 +8,11 @@ import os
 import struct
 import zlib
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 HEAD_BYTES = 4096
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_ENDS = frozenset({0xD9, 0xDA})
 _TAIL_BYTES = 4096
 _MAX_SEGMENTS = 1000  # A sound file has a few dozen; a crafted one could keep us busy for ever.
 
@@ -39,14 +41,9 @@ _PILLOW_ERRORS = (
 )  # fmt: skip
 
 
-class Header(NamedTuple):
-    """What the header says; the size is upright, after the orientation (EXIF, 1 to 8)."""
-
-    width: int
-    height: int
-    orientation: int
-    format: str
-    is_animated: bool
+# Width, height, EXIF orientation (1 to 8), format, whether it is animated; the size is upright, after the orientation.
+# A plain tuple: a named one takes as long to make as the rest of the parsing.
+Header = tuple[int, int, int, str, bool]
 
 
 class BadPictureError(Exception):
@@ -67,33 +64,27 @@ def read_header(fd: int, size: int) -> Header:
     """
     head = os.read(fd, HEAD_BYTES)
     try:
-        found = _parse(head, fd, size)
+        if head[:3] == b"\xff\xd8\xff":
+            found = _parse_jpeg(head, fd)
+        elif head[:8] == b"\x89PNG\r\n\x1a\n":
+            found = _parse_png(head, fd, size)
+        elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            found = _parse_webp(head, fd)
+        else:
+            found = _parse_bmp(head) if head[:2] == b"BM" else None
     except (IndexError, struct.error) as error:
         raise BadPictureError("damaged", "its header ends early") from error
     if found is None:
         found = _ask_pillow(fd, head)
-    if found.width <= 0 or found.height <= 0:
-        raise BadPictureError("damaged", f"its header says {found.width}x{found.height} pixels")
+    if found[0] <= 0 or found[1] <= 0:
+        raise BadPictureError("damaged", f"its header says {found[0]}x{found[1]} pixels")
     return found
-
-
-def _parse(head: bytes, fd: int, size: int) -> Header | None:
-    """Return what the header says, or None where Pillow has to be asked."""
-    if head[:3] == b"\xff\xd8\xff":
-        return _parse_jpeg(head, fd)
-    if head[:8] == b"\x89PNG\r\n\x1a\n":
-        return _parse_png(head, fd, size)
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return _parse_webp(head, fd)
-    if head[:2] == b"BM":
-        return _parse_bmp(head)
-    return None
 
 
 def _upright(width: int, height: int, orientation: int, name: str, is_animated: bool = False) -> Header:
     if orientation >= 5:
         width, height = height, width
-    return Header(width, height, orientation, name, is_animated)
+    return width, height, orientation, name, is_animated
 
 
 def _read_at(fd: int, offset: int, count: int) -> bytes:
@@ -103,8 +94,7 @@ def _read_at(fd: int, offset: int, count: int) -> bytes:
 
 def _parse_jpeg(head: bytes, fd: int) -> Header | None:
     """Walk the segments up to the frame header; large ones (thumbnails, colour profiles) are jumped over."""
-    start, position, orientation = 0, 2, 1  # `start` is where in the file `head` begins.
-    is_exif_read = False
+    start, position, orientation = 0, 2, 0  # `start` is where in the file `head` begins; 0 is no EXIF yet.
     for _ in range(_MAX_SEGMENTS):
         if position + 10 > len(head):
             start, position = start + position, 0
@@ -112,19 +102,15 @@ def _parse_jpeg(head: bytes, fd: int) -> Header | None:
         if head[position] != 0xFF:
             return None
         marker = head[position + 1]
-        if marker == 0xFF:  # Padding before a marker.
-            position += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
+        if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", head, position + 5)
-            return _upright(width, height, orientation, "JPEG") if height else None
-        if marker in {0xD9, 0xDA}:
+            return _upright(width, height, orientation or 1, "JPEG") if height else None
+        if marker in _JPEG_ENDS:
             return None
         length = head[position + 2] << 8 | head[position + 3]
-        if marker == 0xE1 and not is_exif_read and head[position + 4 : position + 10] == b"Exif\0\0":
+        if marker == 0xE1 and not orientation and head[position + 4 : position + 10] == b"Exif\0\0":
             orientation = _orientation(_piece(head, start, fd, position + 10, length - 8))
-            is_exif_read = True
-        position += 2 + length
+        position += 2 + length if marker != 0xFF else 1  # 0xFF: padding before a marker.
     return None
 
 
@@ -179,10 +165,10 @@ def _parse_webp(head: bytes, fd: int) -> Header | None:
         return _upright(width, height, orientation, "WEBP", bool(head[20] & 0x02))
     if kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", head, 26)
-        return Header(width & 0x3FFF, height & 0x3FFF, 1, "WEBP", False)
+        return width & 0x3FFF, height & 0x3FFF, 1, "WEBP", False
     if kind == b"VP8L" and head[20] == 0x2F:
         bits = int.from_bytes(head[21:25], "little")
-        return Header(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), 1, "WEBP", False)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), 1, "WEBP", False
     return None
 
 
@@ -205,7 +191,7 @@ def _parse_bmp(head: bytes) -> Header | None:
     if info_bytes < 40:
         return None
     width, height = struct.unpack_from("<ii", head, 18)
-    return Header(width, abs(height), 1, "BMP", False)  # A negative height: rows from top to bottom.
+    return width, abs(height), 1, "BMP", False  # A negative height: rows from top to bottom.
 
 
 def _orientation(exif: bytes) -> int:

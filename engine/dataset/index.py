@@ -4,7 +4,6 @@ One SQLite file in the cache folder; each row holds a portion of a folder as col
 five times as fast as a row for each picture. Several programs may use it; losing it costs one full scan. Torch-free.
 """
 
-import json
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -12,12 +11,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
-from engine.dataset.examine import Portion
+from engine.dataset.examine import Portion, portion_from_json
 from engine.errors import safe_text
 
 FILE_NAME = "index.sqlite"
 _VERSION = 1  # Count up whenever what is read from a file, or how it is kept, changes.
-_COLUMNS = ("names", "caption_names", "stamps", "widths", "heights", "orientations", "captions", "notes")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS portion (
   folder BLOB, kind TEXT, number INTEGER, columns TEXT, PRIMARY KEY (folder, kind, number)
@@ -55,15 +53,15 @@ class Index:
         query = "SELECT columns FROM portion WHERE folder = ? AND kind = ? ORDER BY number"
         try:
             rows = self._database.execute(query, (os.fsencode(folder), kind)).fetchall()
-            return [_portion_from(text) for (text,) in rows]
+            return [portion_from_json(text) for (text,) in rows]
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
             self._give_up(error)
             return []
 
-    def put(self, folder: str, kind: str, portions: Iterable[tuple[int, Portion]], *, count: int) -> None:
-        """Keep the numbered portions that changed, of a folder that now has `count` portions."""
+    def put(self, folder: str, kind: str, portions: Iterable[tuple[int, str]], *, count: int) -> None:
+        """Keep the numbered portions (as JSON) that changed, of a folder that now has `count` portions."""
         key = os.fsencode(folder)
-        rows = [(key, kind, number, _portion_text(portion)) for number, portion in portions]
+        rows = [(key, kind, number, text) for number, text in portions]
         try:
             with self._database:
                 self._database.execute(
@@ -146,16 +144,3 @@ def _connect(path: Path | str) -> sqlite3.Connection:
         database.close()
         raise
     return database
-
-
-def _portion_text(portion: Portion) -> str:
-    return json.dumps([getattr(portion, name) for name in _COLUMNS], separators=(",", ":"))
-
-
-def _portion_from(text: str) -> Portion:
-    columns = dict(zip(_COLUMNS, json.loads(text), strict=True))
-    columns["notes"] = [tuple(note) for note in columns["notes"]]
-    portion = Portion(**columns)
-    if not len(portion.names) == len(portion.captions) == len(portion.widths) == len(portion.stamps) // 4:
-        raise ValueError("columns of different lengths")
-    return portion

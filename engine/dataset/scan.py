@@ -15,13 +15,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.dataset.config import DatasetConfig, Subset
-from engine.dataset.examine import Known, Portion, examine, is_current
+from engine.dataset.examine import Known, Portion, examine, is_current, portion_to_json
 from engine.dataset.findings import BAD_FILES, Findings
+from engine.dataset.helper import Helper, num_helpers
 from engine.dataset.index import Index
 from engine.dataset.metadata import Entry, locate, read_metadata
 from engine.dataset.walk import Listing, walk
@@ -30,6 +32,8 @@ from engine.errors import EngineError, Problem
 PORTION = 256  # Pictures examined at a time: what progress, cancelling and the index count in.
 _SLOW_SECONDS = 40e-6  # For one picture: above it we wait for a disk or a network, and threads help.
 _THREADS = 16
+_FRESH = 1024  # Pictures that the index did not know, after which helper processes are thought of,
+_WORTH_HELPERS = 16_384  # and how many must remain: to start them takes as long as to read some 5000 headers.
 _KEEP_EVERY = 64  # Portions put into the index at once.
 
 Progress = Callable[[int, int | None], None]
@@ -109,20 +113,27 @@ class _Folder:
         """Where each picture's earlier facts stand; asked for only when a portion has changed."""
         return {name: (portion, row) for portion in self.portions for row, name in enumerate(portion.names)}
 
-    def examine(self, number: int) -> tuple[Portion, bool]:
-        """Return one portion, and whether it differs from what the index has."""
+    def examine(self, number: int, helper: Helper | None = None) -> tuple[Portion, str]:
+        """Return one portion; also as JSON for the index, or "" where the index has it already."""
         part = slice(number * PORTION, (number + 1) * PORTION)
         names, caption_names = self.listing.names[part], self.listing.caption_names[part]
         if number < len(self.portions):
             earlier = self.portions[number]
             if is_current(self.listing.folder, names, caption_names, earlier):
-                return earlier, False
-        return examine(self.listing.folder, names, caption_names, self.known), True
+                return earlier, ""
+        if helper is not None and not self.portions:
+            return helper.examine(self.listing.folder, names, caption_names)
+        portion = examine(self.listing.folder, names, caption_names, self.known)
+        return portion, portion_to_json(portion)
 
     @property
     def count(self) -> int:
         """How many portions the folder has."""
         return -(-len(self.listing.names) // PORTION)
+
+
+_Task = tuple[_Folder, int]
+_Done = tuple[_Folder, int, tuple[Portion, str]]
 
 
 def scan(
@@ -152,7 +163,7 @@ def scan(
         _check(cancel)
     total = sum(len(listing.names) for job in jobs for listing in job.listings)
     with Index(cache_dir) as index:
-        for folder, portion in _examined(jobs, index):
+        for folder, portion in _examined(jobs, index, total):
             _add(folder, portion, columns, findings, config.max_pixels)
             _check(cancel)
             done += len(portion.names)
@@ -193,19 +204,19 @@ def _listings_of(paths: Iterable[str]) -> list[Listing]:
     return [Listing(folder=folder, names=names, caption_names=[""] * len(names)) for folder, names in folders.items()]
 
 
-def _examined(jobs: Sequence[_Job], index: Index) -> Iterator[tuple[_Folder, Portion]]:
+def _examined(jobs: Sequence[_Job], index: Index, total: int) -> Iterator[tuple[_Folder, Portion]]:
     """Yield every portion in order, and keep what changed in the index."""
-    changed: list[tuple[int, Portion]] = []
-    for folder, number, portion, is_changed in _in_threads_if_slow(_tasks(jobs, index)):
-        if is_changed:
-            changed.append((number, portion))
+    changed: list[tuple[int, str]] = []
+    for folder, number, (portion, text) in _in_parallel_if_worth_it(_tasks(jobs, index), total):
+        if text:
+            changed.append((number, text))
         if changed and (len(changed) >= _KEEP_EVERY or number == folder.count - 1):
             index.put(folder.listing.folder, folder.job.kind, changed, count=folder.count)
             changed = []
         yield folder, portion
 
 
-def _tasks(jobs: Sequence[_Job], index: Index) -> Iterator[tuple[_Folder, int]]:
+def _tasks(jobs: Sequence[_Job], index: Index) -> Iterator[_Task]:
     for job in jobs:
         for listing in job.listings:
             folder = _Folder(job=job, listing=listing, portions=index.portions(listing.folder, job.kind))
@@ -213,43 +224,59 @@ def _tasks(jobs: Sequence[_Job], index: Index) -> Iterator[tuple[_Folder, int]]:
                 yield folder, number
 
 
-def _in_threads_if_slow(tasks: Iterator[tuple[_Folder, int]]) -> Iterator[tuple[_Folder, int, Portion, bool]]:
-    """Examine portions one after another while that is fast, in threads from the moment it is not.
+def _in_parallel_if_worth_it(tasks: Iterator[_Task], total: int) -> Iterator[_Done]:
+    """Examine portions one after another until it is known what limits us.
 
-    A warm page cache answers in microseconds, and threads would only fight for the interpreter lock (measured: half
-    the speed); a cold disk or a network makes each file wait, and sixteen wait better than one.
+    A cold disk or a network lets each file wait, and sixteen threads wait better than one. A warm page cache answers in
+    microseconds: threads would only fight for the interpreter lock (measured: half the speed), but helper processes pay
+    off for a large folder that the index does not know.
     """
-    count, seconds = 0, 0.0
+    seen, fresh, seconds = 0, 0, 0.0
     for folder, number in tasks:
         start = time.perf_counter()
         result = folder.examine(number)
         seconds += time.perf_counter() - start
-        count += len(result[0].names)
-        yield folder, number, *result
-        if count >= PORTION and seconds > _SLOW_SECONDS * count:
-            break
-    yield from _in_threads(tasks)
+        seen += len(result[0].names)
+        fresh += len(result[0].names) if result[1] else 0
+        yield folder, number, result
+        if seen >= PORTION and seconds > _SLOW_SECONDS * seen:
+            yield from _in_threads(tasks, [None] * _THREADS)
+        elif fresh >= _FRESH and total - seen >= _WORTH_HELPERS:
+            helpers = [Helper() for _ in range(num_helpers())]
+            try:
+                yield from _in_threads(tasks, helpers)
+            finally:
+                for helper in helpers:
+                    helper.close()
 
 
-def _in_threads(tasks: Iterator[tuple[_Folder, int]]) -> Iterator[tuple[_Folder, int, Portion, bool]]:
-    waiting: deque[tuple[_Folder, int, Future[tuple[Portion, bool]]]] = deque()
-    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="scan")
+def _in_threads(tasks: Iterator[_Task], helpers: Sequence[Helper | None]) -> Iterator[_Done]:
+    """Examine the remaining portions in a thread for each helper (or None, for a thread that works itself)."""
+    if not helpers:
+        return
+    free = SimpleQueue[Helper | None]()
+    for helper in helpers:
+        free.put(helper)
+
+    def work(folder: _Folder, number: int) -> tuple[Portion, str]:
+        helper = free.get()
+        try:
+            return folder.examine(number, helper)
+        finally:
+            free.put(helper)
+
+    waiting: deque[tuple[_Folder, int, Future[tuple[Portion, str]]]] = deque()
+    pool = ThreadPoolExecutor(len(helpers), thread_name_prefix="scan")
     try:
-        for task in tasks:
-            waiting.append((*task, pool.submit(task[0].examine, task[1])))
-            if len(waiting) > 2 * _THREADS:
-                yield _finished(waiting)
-        while waiting:
-            yield _finished(waiting)
+        for folder, number in tasks:
+            waiting.append((folder, number, pool.submit(work, folder, number)))
+            if len(waiting) > 2 * len(helpers):
+                done = waiting.popleft()
+                yield done[0], done[1], done[2].result()
+        for done in waiting:
+            yield done[0], done[1], done[2].result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _finished(
-    waiting: "deque[tuple[_Folder, int, Future[tuple[Portion, bool]]]]",
-) -> tuple[_Folder, int, Portion, bool]:
-    folder, number, future = waiting.popleft()
-    return folder, number, *future.result()
 
 
 def _add(folder: _Folder, portion: Portion, columns: _Columns, findings: Findings, max_pixels: int) -> None:
@@ -325,7 +352,7 @@ def _catalog(config: DatasetConfig, columns: _Columns, findings: Findings) -> Ca
         repeats_N=repeats[subsets_N],
         modified_N=stamps_N4[:, 0].copy(),
         file_sizes_N=stamps_N4[:, 1].copy(),
-        problems=(*config.problems, *findings.problems(is_skipping=config.skip_bad_images)),
+        problems=findings.problems(is_skipping=config.skip_bad_images),
     )
 
 

@@ -11,6 +11,7 @@ from engine.dataset.findings import Findings
 from engine.errors import safe_text
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
+_SUFFIX_SPELLINGS = PICTURE_SUFFIXES | {suffix.upper() for suffix in PICTURE_SUFFIXES}
 _OTHER_SUFFIXES = frozenset({".gif", ".tif", ".tiff", ".heic", ".heif", ".jp2", ".psd", ".svg", ".tga"})
 
 
@@ -67,25 +68,30 @@ def _list(folder: str, caption_suffixes: tuple[str, ...], findings: Findings) ->
             suffix = name[name.rfind(".") :]
             if suffix in caption_suffixes:
                 captions.add(name)
-            elif (suffix in PICTURE_SUFFIXES or suffix.lower() in PICTURE_SUFFIXES) and not entry.is_dir():
+            elif suffix in _SUFFIX_SPELLINGS and entry.is_file():
+                names.append(name)
+            elif entry.is_dir():
+                inner.append(entry.path)
+            elif suffix.lower() in PICTURE_SUFFIXES:
                 if entry.is_file():
                     names.append(name)
                 else:
                     findings.add("not-a-file", entry.path, _kind_of(entry))
-            elif entry.is_dir():
-                inner.append(entry.path)
             elif suffix.lower() in _OTHER_SUFFIXES:
                 findings.add("other-format", entry.path, "its format is not trained on")
     names.sort()
-    caption_names = [_caption_of(name[: name.rfind(".")], caption_suffixes, captions) for name in names]
-    return Listing(folder=folder, names=names, caption_names=caption_names), inner
+    return Listing(folder=folder, names=names, caption_names=_pair(names, caption_suffixes, captions)), inner
 
 
-def _caption_of(stem: str, suffixes: tuple[str, ...], captions: set[str]) -> str:
-    for suffix in suffixes:
-        if stem + suffix in captions:
-            return stem + suffix
-    return ""
+def _pair(names: list[str], suffixes: tuple[str, ...], captions: set[str]) -> list[str]:
+    """Return the caption file of each picture: the first suffix that there is one for, else ""."""
+    stems = [name[: name.rfind(".")] for name in names]
+    found = [""] * len(names)
+    for suffix in reversed(suffixes):
+        found = [
+            file if (file := stem + suffix) in captions else other for stem, other in zip(stems, found, strict=True)
+        ]
+    return found
 
 
 def _kind_of(entry: os.DirEntry[str]) -> str:

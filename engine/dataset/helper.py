@@ -1,0 +1,71 @@
+"""Helper processes for the first scan of a large folder: each reads headers and captions of one portion after another.
+
+On a warm page cache the interpreter lock is the limit, not the disk, so that only processes are faster. They talk JSON
+lines over pipes and need nothing of the parent's terminal. Torch-free.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.dataset.examine import Portion, examine, portion_from_json, portion_to_json
+
+_ROOT = str(Path(__file__).parents[2])
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from engine.dataset.helper import serve; serve()"
+
+
+def num_helpers() -> int:
+    """Return how many helper processes pay off: one for each core that nobody else uses, or 0 below two of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 1.0
+    free = round(cores - max(0.0, load - 1))  # We ourselves are one of the load.
+    return min(free, 8) if sys.executable and free > 1 else 0
+
+
+class Helper:
+    """A process that examines portions; when it fails, its work is done here instead."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
+                [sys.executable, "-c", _PROGRAM, _ROOT],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="ascii",
+            )
+        except OSError:  # Out of processes or memory: the scan goes on without.
+            return
+
+    def examine(self, folder: str, names: Sequence[str], caption_names: Sequence[str]) -> tuple[Portion, str]:
+        """Return a portion that nothing is known about yet, and the same as JSON."""
+        if self._process is not None and self._process.stdin and self._process.stdout:
+            try:
+                self._process.stdin.write(json.dumps([folder, names, caption_names]) + "\n")
+                self._process.stdin.flush()
+                text = self._process.stdout.readline().rstrip("\n")
+                return portion_from_json(text), text
+            except (OSError, ValueError):
+                self.close()
+        portion = examine(folder, names, caption_names, {})
+        return portion, portion_to_json(portion)
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+def serve() -> None:
+    """Answer each line of standard input, [folder, names, caption names], with its portion until the parent is gone."""
+    for line in sys.stdin:
+        folder, names, caption_names = json.loads(line)
+        portion = examine(folder, names, caption_names, {})
+        sys.stdout.write(portion_to_json(portion) + "\n")
+        sys.stdout.flush()
