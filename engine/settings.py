@@ -5,9 +5,12 @@ so a flat command line and a sectioned file say the same thing.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from engine.docstrings import describe_fields
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 SavePrecision = Literal["float", "fp16", "bf16"]
@@ -85,8 +88,13 @@ def _unit(unit: str) -> dict[str, Any]:
 class Section(BaseModel):
     """A TOML section: frozen, strict about types, no unknown keys, finite numbers only."""
 
+    # Building the validators is put off to their first use: 40 ms that the first screen need not wait for.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        defer_build=True,
     )
 
 
@@ -364,15 +372,15 @@ class LoggingSettings(Section):
 class Settings(Section):
     """All settings of a run, one attribute for each TOML section."""
 
-    model: ModelSettings = ModelSettings()
-    dataset: DatasetSettings = DatasetSettings()
-    training: TrainingSettings = TrainingSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    loss: LossSettings = LossSettings()
-    memory: MemorySettings = MemorySettings()
-    saving: SavingSettings = SavingSettings()
-    sampling: SamplingSettings = SamplingSettings()
-    logging: LoggingSettings = LoggingSettings()
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    dataset: DatasetSettings = Field(default_factory=DatasetSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    loss: LossSettings = Field(default_factory=LossSettings)
+    memory: MemorySettings = Field(default_factory=MemorySettings)
+    saving: SavingSettings = Field(default_factory=SavingSettings)
+    sampling: SamplingSettings = Field(default_factory=SamplingSettings)
+    logging: LoggingSettings = Field(default_factory=LoggingSettings)
 
     def flat(self) -> dict[str, Any]:
         """Return every setting by its name, as Python values."""
@@ -395,4 +403,5 @@ SECTIONS: dict[str, type[Section]] = {
     for name, field in Settings.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
+describe_fields(SECTIONS.values(), Path(__file__))
 SECTION_OF: dict[str, str] = {name: section for section, cls in SECTIONS.items() for name in cls.model_fields}

@@ -68,8 +68,7 @@ def _keys(settings: Mapping[str, str]) -> dict[str, Any]:
 class _Shared(Section):
     """Keys that may stand on every level; the innermost wins."""
 
-    recursive: bool | None = None
-    """Read the pictures of folders inside image_dir too."""
+    recursive: bool | None = Field(None, description="Read the pictures of folders inside image_dir too.")
 
 
 _SubsetBase: type[BaseModel] = create_model("_SubsetBase", __base__=_Shared, **_keys(SUBSET_SETTINGS))
@@ -83,26 +82,29 @@ class General(_PartBase):
 class SubsetKeys(_SubsetBase):
     """[[datasets.subsets]]: one folder of pictures, or one metadata file."""
 
-    image_dir: str | None = Field(None, min_length=1)
-    """Folder of the pictures; relative paths count from this file's folder."""
-    metadata_file: str | None = Field(None, min_length=1)
-    """Captions and tags as JSON or JSONL; without it .caption or .txt files beside the pictures are read."""
+    image_dir: str | None = Field(
+        None, min_length=1, description="Folder of the pictures; relative paths count from this file's folder."
+    )
+    metadata_file: str | None = Field(
+        None,
+        min_length=1,
+        description="Captions and tags as JSON or JSONL; without it .caption or .txt files are read.",
+    )
 
 
 class PartKeys(_PartBase):
     """[[datasets]]: pictures that share a resolution and a batch size."""
 
-    subsets: list[SubsetKeys] = Field(min_length=1)
-    """The folders or metadata files."""
+    subsets: list[SubsetKeys] = Field(min_length=1, description="The folders or metadata files.")
 
 
 class DatasetFile(Section):
     """A data-set configuration in sd-scripts' format."""
 
-    general: General = General()
-    """What holds for every data set unless it says otherwise."""
-    datasets: list[PartKeys] = Field(min_length=1)
-    """The data sets."""
+    general: General = Field(
+        default_factory=General, description="What holds for every data set unless it says otherwise."
+    )
+    datasets: list[PartKeys] = Field(min_length=1, description="The data sets.")
 
 
 def dataset_json_schema() -> dict[str, Any]:
