@@ -67,13 +67,13 @@ def _caption(path: str) -> str:
 
 
 def make_pictures(folder: Path, count: int) -> None:
-    """Write photo-like headers: 60 % JPEG (a tenth of them with EXIF orientation), 20 % PNG, 20 % WebP."""
+    """Write photo-like headers: 60 % JPEG (a sixth of them turned by EXIF), 20 % PNG, 20 % WebP."""
     rng = random.Random(0)
     samples = {suffix: [_encode(suffix, size) for size in SIZES] for suffix in ("jpg", "png", "webp")}
     rotated = [_encode("jpg", size, orientation=6) for size in SIZES]
     for number in range(count):
         suffix = ("jpg", "jpg", "jpg", "png", "webp")[number % 5]
-        is_rotated = suffix == "jpg" and number % 30 < 3
+        is_rotated = suffix == "jpg" and number % 30 < 5
         data = rng.choice(rotated if is_rotated else samples[suffix])
         (folder / f"{number:07d}.{suffix}").write_bytes(data)
         caption = ", ".join(rng.choices(WORDS, k=12))

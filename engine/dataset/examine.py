@@ -10,6 +10,7 @@ index more than a few lists.
 import json
 import os
 import stat
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,15 @@ def examine(folder: str, names: Sequence[str], caption_names: Sequence[str], kno
             portion.stamps += (0, 0)
             portion.captions.append("")
     return portion
+
+
+def serve() -> None:
+    """Answer each line of standard input, [folder, names, caption names], with its portion, in a helper process."""
+    for line in sys.stdin:
+        folder, names, caption_names = json.loads(line)
+        os.chdir(folder)  # Names alone are opened faster than whole paths.
+        sys.stdout.write(portion_to_json(examine("", names, caption_names, {})) + "\n")
+        sys.stdout.flush()
 
 
 def is_current(folder: str, names: Sequence[str], caption_names: Sequence[str], portion: Portion) -> bool:

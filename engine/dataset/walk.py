@@ -60,41 +60,46 @@ def _is_new(folder: str, seen: set[tuple[int, int]], findings: Findings) -> bool
 def _list(folder: str, caption_suffixes: tuple[str, ...], findings: Findings) -> tuple[Listing, list[str]]:
     """Return the folder's pictures with their captions, and the folders inside it."""
     names: list[str] = []
-    captions: set[str] = set()
+    stems: dict[str, set[str]] = {suffix: set() for suffix in caption_suffixes}
     inner: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
-            suffix = name[name.rfind(".") :]
-            if suffix in caption_suffixes:
-                captions.add(name)
-            elif suffix in _SUFFIX_SPELLINGS and entry.is_file():
-                names.append(name)
-            elif entry.is_dir():
-                inner.append(entry.path)
-            elif suffix.lower() in PICTURE_SUFFIXES:
-                if entry.is_file():
+            dot = name.rfind(".")
+            suffix = name[dot:]
+            if suffix in stems:
+                stems[suffix].add(name[:dot])
+                continue
+            try:
+                if suffix in _SUFFIX_SPELLINGS and entry.is_file():
                     names.append(name)
-                else:
-                    findings.add("not-a-file", entry.path, _kind_of(entry))
-            elif suffix.lower() in _OTHER_SUFFIXES:
-                findings.add("other-format", entry.path, "its format is not trained on")
+                elif entry.is_dir():
+                    inner.append(entry.path)
+                elif suffix.lower() in PICTURE_SUFFIXES | _OTHER_SUFFIXES:
+                    _sort_out(entry, suffix.lower(), names, findings)
+            except OSError as error:  # A link that leads to itself.
+                findings.add("not-a-file", entry.path, f"can't be followed ({error.strerror or error})")
     names.sort()
-    return Listing(folder=folder, names=names, caption_names=_pair(names, caption_suffixes, captions)), inner
+    return Listing(folder=folder, names=names, caption_names=_pair(names, stems)), inner
 
 
-def _pair(names: list[str], suffixes: tuple[str, ...], captions: set[str]) -> list[str]:
+def _sort_out(entry: os.DirEntry[str], suffix: str, names: list[str], findings: Findings) -> None:
+    """Decide on an entry that is named like a picture, but neither plainly one nor a folder."""
+    if suffix in _OTHER_SUFFIXES:
+        findings.add("other-format", entry.path, "its format is not trained on")
+    elif entry.is_file():  # A suffix of mixed case.
+        names.append(entry.name)
+    elif entry.is_symlink():
+        target = safe_text(os.readlink(entry.path))
+        findings.add("not-a-file", entry.path, f"a link that leads nowhere ({target})")
+    else:
+        findings.add("not-a-file", entry.path, "no regular file but a pipe, socket or device")
+
+
+def _pair(names: list[str], stems_of: dict[str, set[str]]) -> list[str]:
     """Return the caption file of each picture: the first suffix that there is one for, else ""."""
     stems = [name[: name.rfind(".")] for name in names]
     found = [""] * len(names)
-    for suffix in reversed(suffixes):
-        found = [
-            file if (file := stem + suffix) in captions else other for stem, other in zip(stems, found, strict=True)
-        ]
+    for suffix, known in reversed(stems_of.items()):
+        found = [stem + suffix if stem in known else other for stem, other in zip(stems, found, strict=True)]
     return found
-
-
-def _kind_of(entry: os.DirEntry[str]) -> str:
-    if entry.is_symlink():
-        return f"a link that leads nowhere ({safe_text(os.readlink(entry.path))})"
-    return "no regular file but a pipe, socket or device"

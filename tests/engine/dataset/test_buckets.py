@@ -34,7 +34,11 @@ def test_every_golden_picture_is_placed_as_sd_scripts_does(rows: dict) -> None:
         buckets, max_resolution = _buckets(config), tuple(config["max_reso"])
         for size, row in zip(rows["sizes"], config["rows"], strict=True):
             placed = place(
-                tuple(size), buckets, max_resolution=max_resolution, step=config["steps"], no_upscale=config["no_upscale"]
+                tuple(size),
+                buckets,
+                max_resolution=max_resolution,
+                step=config["steps"],
+                no_upscale=config["no_upscale"],
             )
             if isinstance(row, dict):
                 errors += 1
