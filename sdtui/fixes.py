@@ -36,7 +36,7 @@ def _errors(snapshot: Snapshot) -> set[tuple[str, str]]:
 
 
 def _candidates(draft: Draft, problem: Problem) -> Iterator[Changes]:
-    """Read a remedy's words: "did you mean 'a'?", "set a=b", "set a" for a switch, "remove a", "keep only a", "swap them"."""
+    """Read a remedy's words: did you mean a, set a=b, set a (a switch), remove a, keep only a, swap them."""
     yield from _meant(draft, problem)
     for name, value in _ASSIGN.findall(problem.fix):
         if name in SECTION_OF:

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Sequence
 
+from rich.cells import cell_len, set_cell_size
+
 STATES = {
     "running": "\u25cf", "paused": "\u2016", "finished": "\u2713", "stopped": "\u25a0", "failed": "\u2717",
     "crashed": "\u2717", "starting": "\u25cb",
@@ -67,3 +69,14 @@ def bar(share: float, width: int) -> str:
     """Return a bar of `width` cells filled by a share from 0 to 1."""
     filled = round(max(0.0, min(1.0, share)) * width)
     return "\u2588" * filled + "\u2591" * (width - filled)
+
+
+def fit(text: str, width: int, *, is_right: bool = False) -> str:
+    """Return text as exactly `width` cells: padded, or cut with an ellipsis; wide characters count as two."""
+    if width <= 0:
+        return ""
+    length = cell_len(text)
+    if length > width:
+        return set_cell_size(text, width - 1) + "\u2026"
+    padding = " " * (width - length)
+    return padding + text if is_right else text + padding

@@ -43,6 +43,7 @@ SCOPES = {
     "doctor": "Doctor",
     "picture": "Picture viewer",
     "dialog": "Dialogs",
+    "list": "Lists",
 }
 
 _NAMES = {
@@ -140,7 +141,7 @@ KEYS: tuple[Key, ...] = (
         ("P", "presets", "Presets", "Apply a set of values: 12 GB, 16 GB, 24 GB, quality, quick test."),
     ]),
     *_keys("options", [
-        ("space", "toggle", "Switch", "Turn a switch, or take the next choice."),
+        ("space", "switch", "Switch", "Turn a switch, or take the next choice."),
         ("R", "reset_group", "Reset group", "Take every setting of the group back to its default."),
         ("c", "changed_only", "Changed", "Show only the settings that differ from their default."),
         ("y", "copy", "Copy", "Copy the setting as TOML."),
@@ -203,6 +204,15 @@ KEYS: tuple[Key, ...] = (
         ("space", "draw_again", "Draw", "Draw caption and crop anew, as another epoch would."),
         ("escape,q", "close", "Back", "Close the picture."),
     ]),
+    *_keys("list", [
+        ("up,k", "move(-1)", "Up", "Go one row up."),
+        ("down,j", "move(1)", "Down", "Go one row down."),
+        ("pageup", "move_page(-1)", "Page up", "Go one page up."),
+        ("pagedown", "move_page(1)", "Page down", "Go one page down."),
+        ("home", "move_to(0)", "First", "Go to the first row."),
+        ("end", "move_to(-1)", "Last", "Go to the last row."),
+        ("enter", "select", "Select", "Take the row."),
+    ], hidden=True),
     *_keys("dialog", [("escape,q", "close", "Close", "Close without doing anything.")]),
 )  # fmt: skip
 

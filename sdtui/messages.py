@@ -21,6 +21,7 @@ class ChangeSettings(Message):
 
     values: Mapping[str, object]
     label: str = ""
+    origin: Literal["you", "preset"] = "you"
 
 
 @dataclass
@@ -59,6 +60,13 @@ class Say(Message):
 @dataclass
 class OpenRun(Message):
     """Open the training screen on a run folder."""
+
+    path: Path
+
+
+@dataclass
+class OpenToml(Message):
+    """Open the wizard on a run.toml."""
 
     path: Path
 

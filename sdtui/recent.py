@@ -97,3 +97,22 @@ def shown_path(path: str | Path) -> str:
     if text == home or text.startswith(home + os.sep):
         text = "~" + text[len(home) :]
     return safe_text(text, limit=1000)
+
+
+def preference(name: str) -> str:
+    """Return a remembered choice, such as the theme, or nothing."""
+    value = _preferences().get(name, "")
+    return value if isinstance(value, str) else ""
+
+
+def set_preference(name: str, value: str) -> None:
+    """Remember a choice."""
+    write_private(data_dir() / "preferences.json", json.dumps({**_preferences(), name: value}, indent=1))
+
+
+def _preferences() -> dict[str, object]:
+    try:
+        found = json.loads((data_dir() / "preferences.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

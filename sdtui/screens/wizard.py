@@ -1,0 +1,477 @@
+"""The wizard's frame: steps, problem marks and forecast above, the present page, status and keys below.
+
+It alone changes the draft: pages ask by message, and are told what came of it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container
+from textual.content import Content
+from textual.message import Message
+from textual.screen import Screen
+from textual.widgets import Static
+from textual.worker import get_current_worker
+
+from engine.errors import EngineError, Problem, ProblemsError, Severity
+from engine.run import RunFolder, cache_dir
+from sdtui import format as fmt
+from sdtui import recent
+from sdtui.draft import SEVERITIES, Draft, free_folder, read_text
+from sdtui.fixes import fix_for, fix_text
+from sdtui.keys import bindings
+from sdtui.messages import (
+    CancelPlan,
+    ChangeSettings,
+    DraftChanged,
+    FixProblem,
+    MakePlan,
+    OpenStep,
+    PlanChanged,
+    PlanFailed,
+    PlanProgress,
+    Say,
+    StartRun,
+)  # fmt: skip
+from sdtui.pages import PAGES, WizardPage, load, page_of
+from sdtui.widgets.key_footer import KeyFooter
+from sdtui.widgets.status_line import StatusLine
+from sdtui.widgets.step_bar import StepBar
+
+if TYPE_CHECKING:
+    from engine.plan import Plan
+    from sdtui.app import SdtuiApp
+
+# A change of any other setting leaves the plan as it is.
+PLANNED_SECTIONS = ("dataset", "training")
+PLANNED = ("max_token_length", "cache_dir")
+SAVE_SECONDS = 0.3
+
+
+class WizardScreen(Screen[None]):
+    """Five pages over one draft."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("wizard")]
+
+    @dataclass
+    class Planned(Message):
+        """A thread has made a plan, or failed to."""
+
+        plan: "Plan | None"
+        problems: tuple[Problem, ...] = ()
+
+    @dataclass
+    class Looked(Message):
+        """A thread has looked at the disk: the file as it is now, and whether the run's folder is taken."""
+
+        text: str | None
+        stamp: int
+        is_taken: bool
+
+    def __init__(self, draft: Draft) -> None:
+        super().__init__()
+        self.draft = draft
+        self.plan: Plan | None = None
+        self.plan_problems: tuple[Problem, ...] = ()
+        self._now = ""
+        self._stamp = -1
+        self._is_taken = False
+        self._is_saving = False
+
+    # ---- layout
+
+    def compose(self) -> ComposeResult:
+        """Lay out the frame; pages are mounted when they are first shown."""
+        yield StepBar()
+        yield Container(id="pages")
+        yield StatusLine()
+        yield KeyFooter()
+
+    async def on_mount(self) -> None:
+        """Show the first page that needs something, and begin to watch the disk."""
+        await self._open(self._first_page())
+        if self.draft.note:
+            self._say(self.draft.note)
+        self._make_plan()
+        self._look()
+        self.set_interval(1.0, self._look)
+
+    def _first_page(self) -> str:
+        """Return Model for a new draft, and Review for one with nothing to correct."""
+        wrong = [page_of(problem.where) for problem in self.draft.problems if problem.severity == "error"]
+        return next((page.name for page in PAGES if page.name in wrong), "review")
+
+    @property
+    def page(self) -> WizardPage | None:
+        """The page that is shown."""
+        return next((page for page in self.pages if page.id == f"page-{self._now}"), None)
+
+    @property
+    def pages(self) -> list[WizardPage]:
+        """The pages that have been shown."""
+        return [page for page in self.query_one("#pages").children if isinstance(page, WizardPage)]
+
+    @property
+    def _app(self) -> "SdtuiApp":
+        return cast("SdtuiApp", self.app)
+
+    async def _open(self, name: str, setting: str = "") -> None:
+        """Show a page, importing and mounting it if need be."""
+        self._now = name
+        if self.page is None:
+            await self._mount_page(name)
+        for child in self.query_one("#pages").children:
+            child.display = child.id == f"page-{name}"
+        page = self.page
+        if page is not None:
+            if setting and type(page).show_setting is WizardPage.show_setting:
+                await self._open("options", setting)  # There every setting has a row.
+            elif setting:
+                page.show_setting(setting)
+            else:
+                self.call_after_refresh(self._focus_page)
+        self._draw_bar()
+
+    async def _mount_page(self, name: str) -> None:
+        spec = next(page for page in PAGES if page.name == name)
+        try:
+            page = load(spec.path)(self.draft, plan=self.plan)
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("sdtui."):
+                raise
+            page = _missing(spec.title)
+        page.id = f"page-{name}"
+        await self.query_one("#pages").mount(page)
+        if isinstance(page, WizardPage):
+            page.post_message(DraftChanged())
+            page.post_message(PlanChanged(self.plan))
+
+    def _focus_page(self) -> None:
+        page = self.page
+        if page is None or (self.focused is not None and page in self.focused.ancestors):
+            return
+        target = next((widget for widget in page.query("*") if widget.focusable), None)
+        self.set_focus(target)
+
+    def _draw_bar(self) -> None:
+        marks: dict[str, tuple[Severity, int]] = {}
+        for severity in reversed(SEVERITIES[:2]):
+            for problem in self.problems:
+                if problem.severity == severity:
+                    name = page_of(problem.where)
+                    before = marks.get(name, (severity, 0))
+                    marks[name] = (severity, before[1] + 1 if before[0] == severity else 1)
+        for bar in self.query(StepBar):
+            bar.show(self._now, marks, forecast(self.plan))
+
+    def _say(self, text: str, severity: Severity = "info") -> None:
+        self.query_one(StatusLine).say(text, severity)
+
+    def _tell(self, make: Callable[[], Message]) -> None:
+        for page in self.pages:
+            page.post_message(make())
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything that is wrong: settings, the run's folder, pictures."""
+        taken = (TAKEN,) if self._is_taken else ()
+        return (*self.draft.problems, *taken, *self.plan_problems)
+
+    # ---- changes
+
+    def _changed(self, names: frozenset[str], said: str) -> None:
+        self._say(said)
+        self._tell(lambda: DraftChanged(names))
+        self._draw_bar()
+        self._save_soon()
+        self._look()
+        if names & _planned_names():
+            self._make_plan()
+
+    @on(ChangeSettings)
+    def _change(self, event: ChangeSettings) -> None:
+        try:
+            names = self.draft.change(event.values, label=event.label, origin=event.origin)
+        except ProblemsError as error:
+            self._say(str(error), "error")
+            return
+        self._changed(names, f"{self.draft.undo_label}   z undo")
+
+    def action_undo(self) -> None:
+        """Undo the last change."""
+        label = self.draft.undo_label
+        self._changed(self.draft.undo(), f"undone: {label}   Z redo" if label else "nothing to undo")
+
+    def action_redo(self) -> None:
+        """Redo what was undone."""
+        label = self.draft.redo_label
+        self._changed(self.draft.redo(), f"done again: {label}" if label else "nothing to redo")
+
+    @on(FixProblem)
+    def _fix_problem(self, event: FixProblem) -> None:
+        if event.problem is None:
+            self.action_fix_all()
+        else:
+            self._fix([event.problem])
+
+    def action_fix(self) -> None:
+        """Fix the first problem that can be fixed, this page's first."""
+        ordered = sorted(self.problems, key=lambda problem: page_of(problem.where) != self._now)
+        self._fix([problem for problem in ordered if self.fix_for(problem)][:1] or ordered[:1])
+
+    def action_fix_all(self) -> None:
+        """Fix every problem that can be fixed; each fix is tried on what the ones before have left."""
+        fixed = 0
+        for _attempt in range(len(self.problems)):
+            changes = next((found for problem in self.problems if (found := self.fix_for(problem))), None)
+            if changes is None:
+                break
+            names = self.draft.change(changes, label=f"fix: {fix_text(changes)}")
+            self._is_taken = self._is_taken and "output_dir" not in names
+            fixed += 1
+            self._changed(names, "")
+        left = len(self.problems)
+        self._say(f"{fmt.plural(fixed, 'problem')} fixed, {left} left for you" + ("   z undo" if fixed else ""))
+
+    def _fix(self, problems: list[Problem]) -> None:
+        if not problems:
+            self._say("nothing to fix")
+            return
+        changes = self.fix_for(problems[0])
+        if changes is None:
+            self._say(f"{problems[0].message}: {problems[0].fix or 'this needs your decision'}", "warning")
+            return
+        names = self.draft.change(changes, label=f"fix: {fix_text(changes)}")
+        self._is_taken = self._is_taken and "output_dir" not in names
+        self._changed(names, f"fixed: {fix_text(changes)}   z undo")
+
+    def fix_for(self, problem: Problem) -> dict[str, object] | None:
+        """Return the change that fixes a problem, or None where a person must decide."""
+        if problem == TAKEN:
+            output = Path(self.draft.settings.saving.output_dir)
+            return {"output_dir": str(free_folder(output.parent, output.name))}
+        changes = fix_for(self.draft, problem)
+        return dict(changes) if changes else None
+
+    # ---- steps
+
+    @on(OpenStep)
+    async def _open_step(self, event: OpenStep) -> None:
+        await self._open(event.name, event.setting)
+
+    @on(StepBar.Clicked)
+    async def _clicked(self, event: StepBar.Clicked) -> None:
+        await self._open(event.name)
+
+    async def action_step(self, number: int) -> None:
+        """Go to a step by its number."""
+        await self._open(PAGES[number - 1].name)
+
+    async def action_next(self) -> None:
+        """Go to the next step."""
+        await self._move(1)
+
+    async def action_previous(self) -> None:
+        """Go to the step before."""
+        await self._move(-1)
+
+    async def _move(self, offset: int) -> None:
+        names = [page.name for page in PAGES]
+        await self._open(names[max(0, min(names.index(self._now) + offset, len(names) - 1))])
+
+    def action_close(self) -> None:
+        """Go back to Home; the draft is on disk."""
+        self._save_draft()
+        self.dismiss(None)
+
+    # ---- disk
+
+    def _save_soon(self) -> None:
+        if not self._is_saving:
+            self._is_saving = True
+            self.set_timer(SAVE_SECONDS, self._save_draft)
+
+    def _save_draft(self) -> None:
+        self._is_saving = False
+        self._write(self.draft.draft_path, self.draft.draft_text())
+
+    @work(thread=True, group="write")
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            recent.write_private(path, text)
+        except OSError as error:
+            self.post_message(Say(f"the draft can't be kept: {path}: {error.strerror or error}", "error"))
+
+    def action_save(self) -> None:
+        """Write the run.toml."""
+        self.save()
+
+    def save(self) -> bool:
+        """Write the run.toml and say so; tell whether it worked."""
+        target = self.draft.target
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.new")
+            temporary.write_text(self.draft.text(), encoding="utf-8")
+            temporary.replace(target)
+            self._stamp = target.stat().st_mtime_ns
+        except OSError as error:
+            self._say(f"{recent.shown_path(target)} can't be written: {error.strerror or error}", "error")
+            return False
+        self._say(f"saved {recent.shown_path(target)}")
+        self._tell(DraftChanged)
+        return True
+
+    @work(thread=True, exclusive=True, group="look")
+    def _look(self) -> None:
+        """Look whether somebody else has changed the file, and whether the run's folder is taken."""
+        output = self.draft.settings.saving.output_dir
+        is_taken = bool(output) and RunFolder(Path(output)).holds_run()
+        text, stamp = None, self._stamp
+        try:
+            stamp = self.draft.target.stat().st_mtime_ns
+            if self._stamp not in (-1, stamp):
+                text = read_text(self.draft.target)
+        except (OSError, EngineError):
+            stamp = -1
+        self.post_message(self.Looked(text, stamp, is_taken))
+
+    @on(Looked)
+    def _looked(self, event: Looked) -> None:
+        is_old = event.stamp < self._stamp
+        if not is_old:
+            self._stamp = event.stamp
+        if event.is_taken != self._is_taken:
+            self._is_taken = event.is_taken
+            self._tell(DraftChanged)
+            self._draw_bar()
+        if event.text is not None and not is_old and event.text != self.draft.now.base:
+            name = self.draft.target.name
+            self._changed(self.draft.take_file(event.text), f"{name} was changed outside and read again   z undo")
+
+    def action_editor(self) -> None:
+        """Edit the TOML in the user's editor."""
+        from sdtui.editor import edit_text
+
+        try:
+            text = edit_text(self._app, self.draft.text(), name=f"{self.draft.name}.toml")
+            if text is None or text == self.draft.text():
+                self._say("nothing changed")
+                return
+            self._changed(self.draft.take_text(text), "taken from the editor   z undo")
+        except EngineError as error:
+            self._say(str(error), "error")
+
+    # ---- plan
+
+    @on(MakePlan)
+    def _plan_again(self) -> None:
+        self._make_plan()
+
+    @on(CancelPlan)
+    def _cancel_plan(self) -> None:
+        self.workers.cancel_group(self, "plan")
+        self._say("the scan was stopped")
+
+    @work(thread=True, exclusive=True, group="plan")
+    def _make_plan(self) -> None:
+        worker = get_current_worker()
+        settings = self.draft.settings
+        dataset = settings.dataset
+        if not (dataset.dataset_config or dataset.train_data_dir or dataset.in_json):
+            self.post_message(self.Planned(None))
+            return
+        time.sleep(0.15)  # A key held down changes a number many times.
+        if worker.is_cancelled:
+            return
+        from engine.plan import make_plan
+
+        last = 0.0
+
+        def report(done: int, total: int | None) -> None:
+            nonlocal last
+            if time.monotonic() - last > 0.1 or done == total:
+                last = time.monotonic()
+                self.post_message(PlanProgress(done, total or 0))
+
+        folder = Path(settings.memory.cache_dir) if settings.memory.cache_dir else cache_dir()
+        try:
+            plan = make_plan(settings, cache_dir=folder, progress=report, cancel=lambda: worker.is_cancelled)
+            found = self.Planned(plan, plan.problems)
+        except ProblemsError as error:
+            found = self.Planned(None, error.problems)
+        except EngineError as error:
+            reason = Problem(code="no-plan", severity="error", where="train_data_dir", message=str(error))
+            found = self.Planned(None, (reason,))
+        if not worker.is_cancelled:
+            self.post_message(found)
+
+    @on(PlanProgress)
+    def _progress(self, event: PlanProgress) -> None:
+        self._tell(lambda: PlanProgress(event.done, event.total))
+
+    @on(Planned)
+    def _planned(self, event: Planned) -> None:
+        self.plan, self.plan_problems = event.plan, event.problems
+        for page in self.pages:
+            page.plan = event.plan
+        self._tell(lambda: PlanChanged(event.plan))
+        if event.plan is None and event.problems:
+            self._tell(lambda: PlanFailed(event.problems))
+        self._draw_bar()
+
+    # ---- start
+
+    async def action_start(self) -> None:
+        """Go to Review; on Review, start."""
+        if self._now != "review":
+            await self._open("review")
+        else:
+            self.post_message(StartRun("here"))
+
+    @on(StartRun)
+    def _start(self, event: StartRun) -> None:
+        errors = [problem for problem in self.problems if problem.severity == "error"]
+        if errors:
+            self._say(f"{fmt.plural(len(errors), 'error')} first: {errors[0]}", "error")
+            return
+        if not self.save():
+            return
+        if event.where == "here":
+            self._app.start_here(self.draft.loaded)
+        else:
+            self._app.start_background(self.draft.target, Path(self.draft.settings.saving.output_dir))
+
+
+TAKEN = Problem(
+    code="run-exists",
+    severity="error",
+    where="output_dir",
+    message="the folder already holds a run",
+    fix="take the next free name",
+)
+
+
+def forecast(plan: "Plan | None") -> str:
+    """Return what a run will take in a few words, from the plan alone; nothing while there is none."""
+    if plan is None:
+        return ""
+    return f"{fmt.count(plan.num_images)} pictures, {fmt.count(plan.steps)} steps, {fmt.plural(plan.epochs, 'epoch')}"
+
+
+def _planned_names() -> frozenset[str]:
+    from engine.settings import SECTION_OF
+
+    return frozenset(name for name, section in SECTION_OF.items() if section in PLANNED_SECTIONS) | {*PLANNED}
+
+
+def _missing(title: str) -> Static:
+    return Static(
+        Content(f"\n  {title}: this page is not available yet; its settings stand on page 4."), classes="page"
+    )
