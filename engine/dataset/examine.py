@@ -7,6 +7,7 @@ index more than a few lists.
 # Strings and os calls: making a Path of each name costs more than reading the file.
 # ruff: noqa: PTH116, PTH118
 
+import gc
 import json
 import os
 import stat
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from engine.dataset.findings import FindingKind
 from engine.dataset.headers import OPEN_FLAGS, BadPictureError, read_header
@@ -48,19 +50,19 @@ _COLUMNS = ("names", "caption_names", "stamps", "widths", "heights", "orientatio
 
 
 def portion_to_json(portion: Portion) -> str:
-    """Return the portion as one line of JSON."""
+    """Return the portion as one line of JSON: a list of its columns."""
     return json.dumps([getattr(portion, name) for name in _COLUMNS], separators=(",", ":"))
 
 
-def portion_from_json(text: str) -> Portion:
-    """Return the portion again.
+def portion_from(columns: Sequence[Any]) -> Portion:
+    """Return the portion that has these columns.
 
     Raises:
-        ValueError: The text is not what `portion_to_json` writes.
+        ValueError: They are not what `portion_to_json` writes.
     """
-    columns = dict(zip(_COLUMNS, json.loads(text), strict=True))
-    columns["notes"] = [tuple(note) for note in columns["notes"]]
-    portion = Portion(**columns)
+    named = dict(zip(_COLUMNS, columns, strict=True))
+    named["notes"] = [tuple(note) for note in named["notes"]]
+    portion = Portion(**named)
     if not len(portion.names) == len(portion.captions) == len(portion.widths) == len(portion.stamps) // 4:
         raise ValueError("columns of different lengths")
     return portion
@@ -91,11 +93,17 @@ def examine(folder: str, names: Sequence[str], caption_names: Sequence[str], kno
 
 
 def serve() -> None:
-    """Answer each line of standard input, [folder, names, caption names], with its portion, in a helper process."""
+    """Answer each line of standard input, [folder, names, caption names], with the other columns of its portion.
+
+    What a helper process runs until its parent is gone.
+    """
+    gc.disable()  # Nothing here refers to itself, and the process is short-lived.
     for line in sys.stdin:
         folder, names, caption_names = json.loads(line)
         os.chdir(folder)  # Names alone are opened faster than whole paths.
-        sys.stdout.write(portion_to_json(examine("", names, caption_names, {})) + "\n")
+        portion = examine("", names, caption_names, {})
+        columns = [getattr(portion, name) for name in _COLUMNS[2:]]
+        sys.stdout.write(json.dumps(columns, separators=(",", ":")) + "\n")
         sys.stdout.flush()
 
 

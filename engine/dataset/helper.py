@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.dataset.examine import Portion, examine, portion_from_json, portion_to_json
+from engine.dataset.examine import Portion, examine, portion_from, portion_to_json
 
 _ROOT = str(Path(__file__).parents[2])
 # Without the site module, which takes as long to start as all the rest; it gets our own path.
@@ -44,10 +44,12 @@ class Helper:
         """Return a portion that nothing is known about yet, and the same as JSON."""
         if self._process is not None and self._process.stdin and self._process.stdout:
             try:
-                self._process.stdin.write(json.dumps([folder, names, caption_names]) + "\n")
+                names_text, captions_text = json.dumps(names), json.dumps(caption_names)
+                self._process.stdin.write(f"[{json.dumps(folder)},{names_text},{captions_text}]\n")
                 self._process.stdin.flush()
-                text = self._process.stdout.readline().rstrip("\n")
-                return portion_from_json(text), text
+                rest = self._process.stdout.readline()
+                portion = portion_from([names, caption_names, *json.loads(rest)])
+                return portion, f"[{names_text},{captions_text},{rest[1:].rstrip()}"
             except (OSError, ValueError):
                 self.close()
         portion = examine(folder, names, caption_names, {})

@@ -4,6 +4,7 @@ One SQLite file in the cache folder; each row holds a portion of a folder as col
 five times as fast as a row for each picture. Several programs may use it; losing it costs one full scan. Torch-free.
 """
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
-from engine.dataset.examine import Portion, portion_from_json
+from engine.dataset.examine import Portion, portion_from
 from engine.errors import safe_text
 
 FILE_NAME = "index.sqlite"
@@ -53,7 +54,7 @@ class Index:
         query = "SELECT columns FROM portion WHERE folder = ? AND kind = ? ORDER BY number"
         try:
             rows = self._database.execute(query, (os.fsencode(folder), kind)).fetchall()
-            return [portion_from_json(text) for (text,) in rows]
+            return [portion_from(json.loads(text)) for (text,) in rows]
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
             self._give_up(error)
             return []
