@@ -65,7 +65,7 @@ class Latents:
         return torch.from_numpy(shards.read(self._rows_at(positions, flips)))
 
     def _rows_at(self, positions: Sequence[int], flips: Sequence[bool]) -> list[int]:
-        rows = [int(self.rows[int(flip), place]) for place, flip in zip(positions, flips, strict=True)]
+        rows: list[int] = self.rows[np.asarray(flips, np.intp), positions].tolist()
         assert ABSENT not in rows, (positions, flips)
         return rows
 
@@ -101,8 +101,23 @@ def encode_latents(
     """
     checked, refused_npz = take_npz(jobs, cache)
     pictures = cache.look_up(checked)
-    # Sorting is stable: within a bucket the order stays.
-    todo = sorted(cache.missing(pictures), key=lambda picture: picture.job.bucket)
+    todo = cache.missing(pictures)
+    if todo:
+        _encode_all(todo, cache, encode, batch_size=batch_size, workers=workers, progress=progress)
+        pictures = cache.look_up(checked)
+    return Latents(pictures, cache, encode, refused_npz)
+
+
+def _encode_all(
+    pictures: Sequence[Picture],
+    cache: LatentCache,
+    encode: Encode,
+    *,
+    batch_size: int,
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    todo = sorted(pictures, key=lambda picture: picture.job.bucket)  # Stable: within a bucket the order stays.
     cache.check_space(todo)
     loads = load_many((picture.job.pixels for picture in todo), workers=workers, ahead=2 * batch_size + workers)
     try:
@@ -113,7 +128,6 @@ def encode_latents(
                     progress(done, len(todo))
     finally:
         cache.sync()
-    return Latents(cache.look_up(checked), cache, encode, refused_npz)
 
 
 def encode_with_vae(vae: nn.Module, images_BHWC: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -144,13 +158,16 @@ def _batches(loaded: Iterable[Loaded], batch_size: int) -> Iterator[tuple[int, l
     batch: list[Loaded] = []
     done = 0
     for picture, pixels in loaded:
-        if batch and (len(batch) == batch_size or batch[0][0].job.bucket != picture.job.bucket):
-            done += len(batch)
+        if batch and batch[0][0].job.bucket != picture.job.bucket:
             yield done, batch
             batch = []
         batch.append((replace(picture, content=pixels.content), pixels))
+        done += 1
+        if len(batch) == batch_size:  # At once, so that a later picture's error doesn't cost this batch.
+            yield done, batch
+            batch = []
     if batch:
-        yield done + len(batch), batch
+        yield done, batch
 
 
 def _encode_batch(batch: Sequence[Loaded], cache: LatentCache, encode: Encode, writer: "_WriteBehind") -> None:
@@ -163,7 +180,7 @@ def _encode_batch(batch: Sequence[Loaded], cache: LatentCache, encode: Encode, w
             images_BHWC = torch.from_numpy(np.stack([pixels.pixels_HWC for _, pixels in wanted]))
             images_BHWC = images_BHWC.flip(2) if flipped else images_BHWC
             latents = encode(images_BHWC, [vae_seed(pixels.content) for _, pixels in wanted])
-            writer.append([picture for picture, _ in wanted], latents.float().cpu(), flipped=flipped)
+            writer.append([picture for picture, _ in wanted], latents, flipped=flipped)
     cache.contents.remember([(picture.job.file, picture.signature, pixels.content) for picture, pixels in batch])
 
 
@@ -172,11 +189,13 @@ class _WriteBehind:
 
     def __init__(self, cache: LatentCache) -> None:
         self._cache = cache
+        self._dtype = getattr(torch, cache.dtype)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="latents")
         self._waiting: deque[Future[None]] = deque()
 
     def append(self, pictures: Sequence[Picture], latents_BChw: Tensor, *, flipped: bool) -> None:
-        self._waiting.append(self._pool.submit(self._cache.append, pictures, latents_BChw.numpy(), flipped=flipped))
+        latents = latents_BChw.detach().to(dtype=self._dtype).cpu().numpy()
+        self._waiting.append(self._pool.submit(self._cache.append, pictures, latents, flipped=flipped))
         while len(self._waiting) > _WRITES_BEHIND:
             self._waiting.popleft().result()
 

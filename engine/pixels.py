@@ -163,7 +163,9 @@ def _shown(job: PixelJob) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture in a format that is read (PNG, JPEG, WebP, BMP, GIF, AVIF)"
+        return "not a whole picture in a format that is read (PNG, JPEG, WebP, BMP, GIF, AVIF)"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return "has far too many pixels"
     if isinstance(error, MemoryError):
         return "too large to decode in the memory that is free"
     return f"damaged, it can't be decoded ({safe_text(str(error)) or type(error).__name__})"
@@ -188,7 +190,7 @@ def _decode(data: bytes, job: PixelJob) -> Array:
     """Return the whole picture upright; a JPEG that shrinks to a quarter or less may come at a fraction of its size."""
     with Image.open(BytesIO(data), formats=_formats()) as image:
         if image.width * image.height > job.max_pixels:
-            limit = f"{job.max_pixels / 1e6:.0f} megapixels"
+            limit = f"{job.max_pixels / 1e6:g} megapixels"
             raise EngineError(
                 f"{_shown(job)}: {image.width}x{image.height} is over the limit of {limit}; save it smaller"
             )

@@ -84,16 +84,16 @@ class Shards:
         Raises:
             DamagedRecordsError: Some are not what was written.
         """
-        records = np.empty((len(rows), *self.shape), self.dtype)
         blocks = self._open_blocks()
-        damaged = []
-        for place, row in enumerate(rows):
-            block, slot = blocks[row >> _SLOT_BITS], row & _SLOT_MASK
-            records[place] = block.records[slot]
-            if not (block.checked[slot] or block.check(slot, records[place])):
-                damaged.append(row)
+        slots = [row & _SLOT_MASK for row in rows]
+        if len(blocks) == 1:  # The usual case, in one copy.
+            records, damaged = next(iter(blocks.values())).read(slots)
+        else:
+            parts = [blocks[row >> _SLOT_BITS].read([slot]) for row, slot in zip(rows, slots, strict=True)]
+            records = np.concatenate([record for record, _ in parts])
+            damaged = [place for place, (_, is_damaged) in enumerate(parts) if is_damaged]
         if damaged:
-            raise DamagedRecordsError(self.folder, damaged)
+            raise DamagedRecordsError(self.folder, [rows[place] for place in damaged])
         return records
 
     def append(self, keys: Sequence[bytes], records: Array) -> None:
@@ -119,10 +119,10 @@ class Shards:
 
     def close(self) -> None:
         """Bring what was appended to the disk and let another process append."""
-        if self._writer is not None:
-            with _cache_errors(self._writer.folder):
-                self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with _cache_errors(writer.folder):
+                writer.close()
 
     def __enter__(self) -> Self:
         """Return itself; leaving closes it."""
@@ -150,7 +150,7 @@ class Shards:
     def _keep_block(self) -> "dict[int, _Block]":
         entries = np.concatenate([np.empty(0, _ENTRY), *self._kept_entries])
         self._kept_entries = [entries]
-        return {0: _Block(entries, self._kept_records, file=None)}
+        return {0: _Block(entries, self._kept_records, Path())}
 
     def _map_blocks(self, folder: Path) -> "dict[int, _Block]":
         blocks = {}
@@ -164,13 +164,14 @@ class Shards:
 class _Block:
     """The records of one file, or those in memory, behind the sorted first halves of their keys."""
 
-    __slots__ = ("_entries", "_file", "_order", "_sorted", "checked", "records")
+    __slots__ = ("_checked", "_entries", "_index_file", "_num_unchecked", "_order", "_records", "_sorted")
 
-    def __init__(self, entries: Array, records: Sequence[Array] | Array, file: Path | None) -> None:
-        self.records = records
-        self.checked = bytearray(len(entries)) if file else bytearray(b"\x01") * len(entries)
+    def __init__(self, entries: Array, records: list[Array] | Array, index_file: Path) -> None:
         self._entries = entries
-        self._file = file
+        self._records = records
+        self._index_file = index_file
+        self._checked = bytearray(len(entries))
+        self._num_unchecked = len(entries)
         self._order = np.argsort(entries["key"][:, 0], kind="stable")
         self._sorted = entries["key"][:, 0][self._order]
 
@@ -183,15 +184,26 @@ class _Block:
         # Two keys that share their first half hide each other: that one is encoded again, never mistaken.
         return np.where((places >= 0) & (self._entries["key"][slots] == wanted).all(axis=1), slots, ABSENT)
 
-    def check(self, slot: int, record: Array) -> bool:
-        """Compare a record with its CRC; a damaged one is dropped, here and in the file."""
+    def read(self, slots: list[int]) -> tuple[Array, list[int]]:
+        """Return the records of the slots, and the places in the list of those that are not what was written."""
+        if isinstance(self._records, list):
+            return np.stack([self._records[slot] for slot in slots]), []
+        records: Array = self._records[slots]
+        if not self._num_unchecked:
+            return records, []
+        return records, [place for place, slot in enumerate(slots) if not self._check(slot, records[place])]
+
+    def _check(self, slot: int, record: Array) -> bool:
+        """Compare a record with its CRC, once; a damaged one is dropped, here and in the file."""
+        if self._checked[slot]:
+            return True
         if zlib.crc32(record.data) == self._entries["crc"][slot]:
-            self.checked[slot] = 1
+            self._checked[slot] = 1
+            self._num_unchecked -= 1
             return True
         self._entries["key"][slot] = 0
-        assert self._file is not None
         # Where the cache can't be written, the next process meets the damage again, and drops it again.
-        with contextlib.suppress(OSError), self._file.open("r+b") as file:
+        with contextlib.suppress(OSError), self._index_file.open("r+b") as file:
             file.seek(_HEADER_BYTES + slot * _ENTRY.itemsize)
             file.write(bytes(KEY_BYTES))
         return False
