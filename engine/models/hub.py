@@ -1,6 +1,7 @@
 """Fetching a model from the Hugging Face hub: only the files that are needed, safetensors only, and clear refusals."""
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,7 +34,7 @@ def find_model(source: str, progress: Progress | None = None) -> Path:
         EngineError: It is neither, or can't be fetched; the message says how to place the files by hand.
     """
     path = Path(source).expanduser()
-    if path.exists():
+    if source and path.exists():
         return path
     if not is_hub_id(source):
         raise EngineError(f"{safe_text(source)}: no such model file or folder, and no hub id; check the path")
@@ -50,21 +51,31 @@ def download(source: str, api: "HfApi", progress: Progress | None = None) -> Pat
     Raises:
         EngineError: The cause, and how to place the files by hand.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.utils import is_offline_mode
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo, _, revision = source.partition(":")
     try:
         if is_offline_mode():
             return _cached(repo, revision)
-        names = _needed(source, api.list_repo_files(repo, revision=revision or None))
+        siblings = api.model_info(repo, revision=revision or None).siblings or []
+        names = _needed(source, [sibling.rfilename for sibling in siblings])
         for number, name in enumerate(names, start=1):
             if progress:
                 progress(name, number, len(names))
             local = Path(api.hf_hub_download(repo, name, revision=revision or None))
         return local.parents[len(Path(name).parts) - 1]
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (_transport_error(), HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         _refuse(source, error)
+
+
+def _transport_error() -> type[Exception]:
+    """Return what the hub client's HTTP library raises; which library that is, its version decides."""
+    from huggingface_hub import get_session
+
+    library: Any = sys.modules[type(get_session()).__module__.partition(".")[0]]
+    error: type[Exception] = library.HTTPError
+    return error
 
 
 def _cached(repo: str, revision: str) -> Path:
@@ -113,6 +124,8 @@ def _cause(error: Exception) -> str:
         (errors.RevisionNotFoundError, "the hub knows no such revision of it"),
         ((errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled), "the hub can't be reached or is switched off"),
         (errors.HFValidationError, "the hub id is not valid"),
+        (errors.HfHubHTTPError, f"the hub answered with an error ({safe_text(str(error), 120)})"),
+        (_transport_error(), f"the hub can't be reached ({safe_text(str(error), 120)})"),
     ]
     for kind, words in causes:
         if isinstance(error, kind):

@@ -24,12 +24,22 @@ def empty_module(part: str, config: Config) -> nn.Module:
     Raises:
         EngineError: The config can't be built.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     stated = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
         with torch.device("meta"):
             return _build(part, stated)
     # What libraries raise on configs that make no sense is theirs to choose; all of these were seen.
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        StrictDataclassError,
+    ) as error:
         cause = safe_text(f"{type(error).__name__}: {error}", 160)
         raise EngineError(f"the config of the {_WORDS[part]} can't be built ({cause}); get the model again") from error
 
