@@ -62,6 +62,8 @@ class SdtuiApp(App[str]):
         super().__init__()
         self.engine: EngineThread | None = None
         self.crash: Exception | None = None
+        self.ending = ""
+        """Why the screen was ended from outside: lost, SIGTERM, SIGINT; empty while it was not."""
         self._open_path = open_path
         self._attach_to = attach
         self._text_filter = TextFilter(self.terminal)
@@ -124,6 +126,8 @@ class SdtuiApp(App[str]):
             self.tty.on_resumed = lambda: self._soon(self._repaint)
             self.set_interval(1.0, self.tty.check)
         self.push_screen(HomeScreen(self.terminal))
+        if self.ending:
+            self._end()
         self.set_timer(0.3, self._after_first_paint)
 
     def _after_first_paint(self) -> None:
@@ -137,10 +141,12 @@ class SdtuiApp(App[str]):
     @work(thread=True, group="warm-up")
     def _warm_up(self) -> None:
         """Import what the wizard needs while Home is read, so that its first key does not wait."""
-        import engine.settings_io  # noqa: F401
+        import engine.settings_io
 
         time.sleep(0.05)
-        import sdtui.screens.wizard  # noqa: F401
+
+        time.sleep(0.05)
+        import engine.headless  # noqa: F401
 
     def _repaint(self) -> None:
         self.screen.refresh(layout=True)
@@ -151,11 +157,19 @@ class SdtuiApp(App[str]):
 
     def end_from_outside(self, ending: str) -> None:
         """End the screen because of a signal or a lost terminal; may be called from any thread or signal handler."""
-        self._soon(lambda: self.exit(ending))
+        self.ending = self.ending or ending
+        self._soon(self._end)
+
+    def _end(self) -> None:
+        self.exit(self.ending)
 
     def _handle_exception(self, error: Exception) -> None:
         """End the screen with one sentence; the traceback goes to the log, without local variables."""
         guard.log_error(error)
+        if self.ending:
+            # A screen that is ended half mounted fails here and there; nobody is there to be told.
+            self._close_messages_no_wait()
+            return
         self.crash = error
         self._return_code = 1
         if self._exception is None:
@@ -165,7 +179,7 @@ class SdtuiApp(App[str]):
 
     def on_resize(self) -> None:
         """Put the line for small terminals on the present screen; the style sheet decides when it shows."""
-        if not self.screen.query(TooSmall):
+        if self.screen.is_mounted and not self.screen.query(TooSmall):
             self.screen.mount(TooSmall())
 
     # ---- screens
@@ -232,8 +246,9 @@ class SdtuiApp(App[str]):
         if self.engine is not None and self.engine.is_running:
             self.say("a training runs in this process already: start this one in the background", "error")
             return
-        guard.freeze_imports()
-        self.engine = start_in_thread(loaded)
+        log = RunFolder(Path(loaded.settings.saving.output_dir)).log_path
+        watcher = guard.RunWatcher(log, has_own_terminal=self.tty is not None)
+        self.engine = start_in_thread(loaded, listeners=[watcher])
         recent.remember("run", self.engine.folder.path)
         self.open_screen("train", self.engine.folder, self.engine)
 
@@ -274,7 +289,7 @@ class SdtuiApp(App[str]):
 
     # ---- actions
 
-    @work
+    @work(group="dialog")
     async def action_leave(self) -> None:
         """Close the screen; while a training runs in this process, ask what becomes of it."""
         from sdtui.screens.leave import leave_dialog

@@ -16,7 +16,7 @@ from engine.errors import EngineError, Problem, ProblemsError
 from engine.rules import find_problems
 from engine.run import RunFolder
 from engine.settings import SECTION_OF, Settings
-from engine.settings_io import Given, LoadedSettings, build, run_toml
+from engine.settings_io import Given, LoadedSettings, build, path_kind, run_toml
 from engine.toml import edit_toml, parse_toml, read_toml
 
 Origin = Literal["default", "auto", "file", "preset", "you"]
@@ -236,7 +236,18 @@ class Draft:
             if isinstance(table, dict)
         }
         kept = edit_toml(base, {section: names for section, names in gone.items() if names})
-        return run_toml(self.settings, folder=folder or self.target.parent, existing=kept)
+        folder = folder or self.target.parent
+        text = run_toml(self.settings, folder=folder, existing=kept)
+        return edit_toml(text, self._own_paths(folder))
+
+    def _own_paths(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """Return the paths that the file itself gave, as it spelled them: absolute ones stay absolute."""
+        spelled: dict[str, dict[str, Any]] = {}
+        for name, entry in self.now.entries.items():
+            is_path = name in SECTION_OF and path_kind(name) and entry.origin == "file" and entry.place
+            if is_path and (entry.given.folder == folder or Path(str(entry.given.value)).is_absolute()):
+                spelled.setdefault(SECTION_OF[name], {})[name] = entry.given.value
+        return spelled
 
     def draft_text(self) -> str:
         """Return what the draft's own file holds: the TOML under a line that names the file it belongs to."""

@@ -80,3 +80,13 @@ def fit(text: str, width: int, *, is_right: bool = False) -> str:
         return set_cell_size(text, width - 1) + "\u2026"
     padding = " " * (width - length)
     return padding + text if is_right else text + padding
+
+
+def fit_end(text: str, width: int) -> str:
+    """Return text in at most `width` cells, its end kept: the end of a path says more than its beginning."""
+    if cell_len(text) <= width:
+        return text
+    kept = text[-max(1, width) :]
+    while kept and cell_len(kept) > width - 1:
+        kept = kept[1:]
+    return "\u2026" + kept

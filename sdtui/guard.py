@@ -18,6 +18,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.events import Event, Started
 from sdtui.recent import data_dir
 
 if TYPE_CHECKING:
@@ -39,9 +40,25 @@ def run_app(app: "SdtuiApp") -> int:
     return guard.finish()
 
 
-def freeze_imports() -> None:
-    """Keep the objects of imported modules out of later garbage collections, which would stop the screen for 0.2 s."""
-    gc.freeze()
+class RunWatcher:
+    """Listens to the engine of this process: what has to happen once its libraries are loaded."""
+
+    def __init__(self, log: Path, *, has_own_terminal: bool) -> None:
+        self._log = log
+        self._has_own_terminal = has_own_terminal
+
+    def emit(self, event: Event) -> None:
+        """When training begins, keep the imported half million objects out of garbage collections.
+
+        Each collection of them would stop the screen for 0.2 s.
+        """
+        if isinstance(event, Started):
+            gc.freeze()
+            if self._has_own_terminal:
+                point_output_at(self._log)
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def point_output_at(path: Path) -> None:
@@ -104,7 +121,7 @@ class _Guard:
 
     def finish(self) -> int:
         """Say what happened, wait for a training of this process, and return the exit code."""
-        ending = self._app.return_value or "quit"
+        ending = self._app.ending or "quit"
         engine = self._app.engine
         if ending == "lost":
             _drop_terminal()
@@ -115,8 +132,7 @@ class _Guard:
             if ending in EXIT_CODES:
                 engine.control.stop(ending)
             _wait_for(engine, is_shown=ending != "lost")
-        if engine is not None and engine.exit_code and ending != "quit":
-            return engine.exit_code
+            return engine.exit_code or EXIT_CODES.get(ending, 0)
         return EXIT_CODES.get(ending, 1 if self._app.crash else 0)
 
 

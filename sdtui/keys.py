@@ -88,7 +88,7 @@ KEYS: tuple[Key, ...] = (
         ("d", "demo", "Demo", "Open the wizard on the starter project."),
         ("D", "doctor", "Doctor", "Check terminal, graphics card, disk and packages."),
         ("slash", "filter", "Filter", "Show only the runs whose name or state holds a text."),
-        ("q", "leave", "Quit", "Leave the program; a training goes on."),
+        ("q", "app.leave", "Quit", "Leave the program; a training goes on."),
     ]),
     *_keys("home", [
         ("s", "sort", "Sort", "Sort the runs by time, name, loss or state."),
@@ -113,19 +113,26 @@ KEYS: tuple[Key, ...] = (
     ], hidden=True),
     *_keys("model", [
         ("p", "path", "Path", "Type a file, a diffusers folder or a hub id; Tab completes."),
-        ("slash", "search", "Search", "Search known models."),
+        ("slash", "search", "Search", "Search known models by a few letters."),
         ("enter", "choose", "Choose", "Take the selected model."),
         ("e", "epsilon", "eps/v", "Say what the model predicts, where its file does not tell."),
     ]),
+    *_keys("model", [
+        ("d", "fetch", "Fetch", "Fetch a hub model now rather than at the start of the run."),
+        ("r", "reset", "Reset", "Take the selected setting back to its default."),
+    ], hidden=True),
     *_keys("data", [
-        ("a", "add_folder", "Add", "Name the folder, metadata file or dataset.toml with the pictures."),
+        ("a", "add", "Add", "Add a folder, a metadata file or a dataset.toml."),
         ("slash", "filter", "Filter", "Show only pictures whose name or caption holds a text."),
         ("v", "view", "View", "Show the picture, its crop and its caption as the model will see them."),
-        ("x", "exclude", "Exclude", "Leave the selected picture out."),
-        ("t", "tags", "Tags", "List the most frequent tags."),
-        ("e", "edit", "Edit", "Edit repeats and options of the selected folder."),
-        ("c", "cancel_scan", "Cancel", "Stop the scan, or start it again."),
+        ("t", "side", "Tags", "Show token lengths, the most frequent tags, or the folders."),
+        ("e", "edit", "Edit", "Edit repeats and options of a folder."),
+        ("c", "cancel_scan", "Rescan", "Stop the scan, or scan again."),
     ]),
+    *_keys("data", [
+        ("f", "fix", "Fix", "Fix the selected finding, where a setting does it."),
+        ("x", "remove", "Remove", "Take the selected folder out of the data set; its files stay."),
+    ], hidden=True),
     *_keys("buckets", [
         ("enter", "view", "Pictures", "List the bucket's pictures, those that lose most first."),
         ("e", "edit", "Edit", "Edit resolution, steps and batch size."),
@@ -195,6 +202,7 @@ KEYS: tuple[Key, ...] = (
     *_keys("doctor", [
         ("r", "again", "Again", "Check again."),
         ("y", "copy", "Copy", "Copy the report."),
+        ("g", "ask", "Ask", "Ask the terminal whether it can show real pictures."),
         ("b", "bell", "Notify", "Send a test notification to the terminal."),
         ("escape,q", "close", "Home", "Go back to Home."),
     ]),

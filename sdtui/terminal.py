@@ -40,6 +40,9 @@ _ASCII = str.maketrans(
 )
 
 
+_CHOICES: Mapping[str, Graphics] = {"kitty": "kitty", "sixel": "sixel"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terminal:
     """What the environment says about the terminal; nothing is asked of the terminal itself."""
@@ -83,6 +86,8 @@ def _colors(env: Mapping[str, str]) -> Colors:
 
 def _graphics(env: Mapping[str, str]) -> Graphics:
     program = env.get("TERM_PROGRAM", "").lower()
+    if chosen := _CHOICES.get(env.get("SDTUI_PICTURES", "")):
+        return chosen
     if env.get("TMUX") or env.get("STY"):
         return ""  # A multiplexer swallows both unless it is told not to; the doctor asks the terminal itself.
     if env.get("KITTY_WINDOW_ID") or "kitty" in env.get("TERM", "") or program in ("ghostty", "wezterm"):

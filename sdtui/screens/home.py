@@ -24,6 +24,7 @@ from sdtui.terminal import Terminal
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.row_list import Cell, RowList
 from sdtui.widgets.status_line import StatusLine
+from sdtui.widgets.too_small import TooSmall
 
 if TYPE_CHECKING:
     from sdtui.app import SdtuiApp
@@ -36,7 +37,7 @@ MENU = (
     ("u", "runs", "Runs", "compare, rerun, delete"),
     ("d", "demo", "Demo", "the starter project"),
     ("D", "doctor", "Doctor", "terminal, GPU, disk"),
-    ("q", "leave", "Quit", ""),
+    ("q", "app.leave", "Quit", "close the program"),
 )
 STYLES = {"running": "good", "paused": "warn", "finished": "good", "failed": "bad", "crashed": "bad"}
 SORTS = ("time", "name", "loss", "state")
@@ -81,6 +82,7 @@ class HomeScreen(Screen[None]):
             yield Input(placeholder="show runs that hold this text", id="filter", compact=True)
         yield StatusLine()
         yield KeyFooter()
+        yield TooSmall()
 
     def on_mount(self) -> None:
         """Fill the lists and look for runs again every two seconds."""
@@ -166,8 +168,7 @@ class HomeScreen(Screen[None]):
 
     @on(RowList.Chosen, "#menu")
     async def _choose(self, event: RowList.Chosen) -> None:
-        action = MENU[event.index][1]
-        await self.run_action(f"app.{action}" if action == "leave" else action)
+        await self.run_action(MENU[event.index][1])
 
     # ---- actions
 
@@ -175,7 +176,7 @@ class HomeScreen(Screen[None]):
         """Start a new run."""
         self._app.open_wizard()
 
-    @work
+    @work(group="dialog")
     async def action_open(self) -> None:
         """Ask for a run.toml and open it."""
         from sdtui.screens.path_prompt import PathPrompt

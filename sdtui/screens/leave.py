@@ -12,7 +12,7 @@ def leave_dialog(folder: Path) -> ChoiceDialog:
         Choice(
             value="detach",
             title="Detach: close the screen, go on training",
-            text=f"The process goes on with plain lines; the window may be closed. Back: sdtui attach {shown_path(folder)}",
+            text=f"Plain lines go on here; the window may be closed. Back: sdtui attach {shown_path(folder)}",
         ),
         Choice(value="stop", title="Stop after this step and save", text="The model is saved, then the program ends."),
         Choice(value="cancel", title="Cancel", text="Stay here."),

@@ -250,7 +250,7 @@ class OptionsPage(WizardPage):
         else:
             self.screen.action_fix()  # type: ignore[attr-defined]
 
-    @work
+    @work(group="dialog")
     async def action_presets(self) -> None:
         """Choose a preset and apply it."""
         choices = [Choice(value=preset.name, title=preset.title, text=preset.explanation) for preset in PRESETS]

@@ -43,6 +43,7 @@ from sdtui.pages import PAGES, WizardPage, load, page_of
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.status_line import StatusLine
 from sdtui.widgets.step_bar import StepBar
+from sdtui.widgets.too_small import TooSmall
 
 if TYPE_CHECKING:
     from engine.plan import Plan
@@ -92,6 +93,7 @@ class WizardScreen(Screen[None]):
         yield Container(id="pages")
         yield StatusLine()
         yield KeyFooter()
+        yield TooSmall()
 
     async def on_mount(self) -> None:
         """Show the first page that needs something, and begin to watch the disk."""
@@ -462,7 +464,7 @@ def forecast(plan: "Plan | None") -> str:
     """Return what a run will take in a few words, from the plan alone; nothing while there is none."""
     if plan is None:
         return ""
-    return f"{fmt.count(plan.num_images)} pictures, {fmt.count(plan.steps)} steps, {fmt.plural(plan.epochs, 'epoch')}"
+    return f"{fmt.count(plan.num_images)} img  {fmt.count(plan.steps)} steps  {fmt.count(plan.epochs)} ep"
 
 
 def _planned_names() -> frozenset[str]:

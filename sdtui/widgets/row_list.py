@@ -93,7 +93,8 @@ class RowList(ScrollView, can_focus=True):
         strip = strip.adjust_cell_length(width, base)
         if index == self.cursor:
             mark = "row--cursor" if self.has_focus else "row--cursor-blurred"
-            strip = strip.apply_style(self.get_component_rich_style(mark, partial=True))
+            style = self.get_component_rich_style(mark, partial=True)
+            strip = Strip(Segment.apply_style(strip, post_style=style), width)
         return strip
 
     def _style(self, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202

@@ -1,0 +1,80 @@
+"""Runs a Python script on a real pseudo-terminal of its own, as a terminal emulator does."""
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class PtyProcess:
+    """A process that leads a session whose controlling terminal is ours."""
+
+    def __init__(self, script, *, env=None, size=(80, 24), cwd=None):
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+        self.modes_before = termios.tcgetattr(slave)
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdin=slave, stdout=slave, stderr=slave, cwd=cwd, close_fds=True, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})},
+        )  # fmt: skip
+        os.close(slave)
+        self.output = b""
+
+    def read_until(self, wanted, seconds=10.0):
+        """Read what is drawn until some bytes appear; return the seconds since the start."""
+        end = time.monotonic() + seconds
+        while wanted not in self.output:
+            left = end - time.monotonic()
+            assert left > 0, f"{wanted!r} was not drawn: {self.output[-2000:]!r}"
+            self._read(left)
+        return time.monotonic() - self.started
+
+    def _read(self, seconds):
+        if select.select([self.master], [], [], seconds)[0]:
+            try:
+                self.output += os.read(self.master, 65_536)
+            except OSError:
+                time.sleep(0.02)
+
+    def press(self, keys):
+        """Type."""
+        os.write(self.master, keys)
+
+    def hang_up(self):
+        """Close the terminal."""
+        os.close(self.master)
+        self.master = -1
+
+    def send(self, number):
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def wait(self, seconds=15.0):
+        """Wait for the end, reading on; return the exit code."""
+        end = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < end:
+            self._read(0.05) if self.master >= 0 else time.sleep(0.05)
+        assert self.process.poll() is not None, "it did not end"
+        if self.master >= 0:
+            self._read(0.1)
+        return self.process.returncode
+
+    def close(self):
+        """End it, whatever it does."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+        if self.master >= 0:
+            os.close(self.master)
