@@ -8,11 +8,11 @@ import torch
 
 from engine.errors import EngineError, safe_text
 from engine.models.configs import CONFIG_KEY, scheduler_config
-from engine.models.inspect import describe
+from engine.models.inspect import describe, resolved_prediction, trainable_family
 from engine.models.lazy import LazyTensor
-from engine.models.modules import differences, empty_module, expected_shapes, listed, refuse_mismatch
+from engine.models.modules import architecture_shapes, differences, listed, refuse_mismatch
 from engine.models.saving import PRECISIONS, Saveable, SaveFormat, folder_tensors, save_model, single_file_tensors
-from engine.models.sd import part_configs, resolved_prediction, tokenizer_folder, trainable_family
+from engine.models.sd import part_configs, tokenizer_folder
 from engine.models.source import PART_NAMES, ModelSource, open_file, open_source
 
 
@@ -88,7 +88,7 @@ def _saveable(source: ModelSource, v_parameterization: bool | None) -> Saveable:
     prediction_type, _ = resolved_prediction(info, v_parameterization)
     configs = part_configs(source, family, prediction_type)
     for part in PART_NAMES:
-        refuse_mismatch(part, source.parts[part], expected_shapes(part, empty_module(part, configs[part])))
+        refuse_mismatch(part, source.parts[part], architecture_shapes(part, configs[part]))
     return Saveable(
         family=family,
         prediction_type=prediction_type,

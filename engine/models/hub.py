@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(:[\w./-]{1,100})?")
-_PARTS = ("unet", "text_encoder", "vae")
+_WEIGHTS = "diffusion_pytorch_model"
 _BESIDES = re.compile(
     r"model_index\.json|(unet|vae|text_encoder)/config\.json|scheduler/scheduler_config\.json"
     r"|tokenizer/(vocab\.json|merges\.txt|tokenizer_config\.json|special_tokens_map\.json)"
@@ -25,10 +25,11 @@ def is_hub_id(source: str) -> bool:
     return bool(_HUB_ID.fullmatch(source))
 
 
-def find_model(source: str, progress: Progress | None = None) -> Path:
+def find_model(source: str, progress: Progress | None = None, *, is_vae: bool = False) -> Path:
     """Return the local path of a model: itself where it exists, else the download of the hub id.
 
-    The hub is asked only for what is no local path. `progress` hears of file name, number and count.
+    The hub is asked only for what is no local path. `progress` hears of file name, number and count; of a VAE's
+    repository, or a whole model's, `is_vae` fetches the VAE alone.
 
     Raises:
         EngineError: It is neither, or can't be fetched; the message says how to place the files by hand.
@@ -40,10 +41,10 @@ def find_model(source: str, progress: Progress | None = None) -> Path:
         raise EngineError(f"{safe_text(source)}: no such model file or folder, and no hub id; check the path")
     from huggingface_hub import HfApi
 
-    return download(source, HfApi(), progress)
+    return download(source, HfApi(), progress, is_vae=is_vae)
 
 
-def download(source: str, api: "HfApi", progress: Progress | None = None) -> Path:
+def download(source: str, api: "HfApi", progress: Progress | None = None, *, is_vae: bool = False) -> Path:
     """Download `owner/name` or `owner/name:revision` into the hub's cache and return its folder.
 
     Files that are there already are not fetched again, and one that broke off is resumed.
@@ -59,7 +60,7 @@ def download(source: str, api: "HfApi", progress: Progress | None = None) -> Pat
         if is_offline_mode():
             return _cached(repo, revision)
         siblings = api.model_info(repo, revision=revision or None).siblings or []
-        names = _needed(source, [sibling.rfilename for sibling in siblings])
+        names = _needed(source, [sibling.rfilename for sibling in siblings], is_vae=is_vae)
         for number, name in enumerate(names, start=1):
             if progress:
                 progress(name, number, len(names))
@@ -84,26 +85,30 @@ def _cached(repo: str, revision: str) -> Path:
     return Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
 
 
-def _needed(source: str, names: Sequence[str]) -> list[str]:
-    """Choose one set of weights for each part: full precision before fp16, whole before sharded."""
-    chosen = [name for name in names if _BESIDES.fullmatch(name)]
-    for part in _PARTS:
-        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-        for middle in ("", ".fp16"):
-            whole = f"{part}/{stem}{middle}.safetensors"
-            shard = re.compile(
-                rf"{part}/{stem}{re.escape(middle)}(-\d+-of-\d+\.safetensors|\.safetensors\.index\.json)"
-            )
-            found = [whole] if whole in names else [name for name in names if shard.fullmatch(name)]
-            if found:
-                chosen += found
-                break
-        else:
-            raise EngineError(
-                f"{safe_text(source)}: this hub model has no {part}/{stem}.safetensors, and other kinds of file are not"
-                f" fetched; {_by_hand(source)}"
-            )
-    return chosen
+def _needed(source: str, names: Sequence[str], *, is_vae: bool) -> list[str]:
+    """Choose one set of weights for each part, and the small files that go with them."""
+    if is_vae:
+        root = "" if any(name.startswith(_WEIGHTS) for name in names) else "vae/"
+        return [*(name for name in names if name == f"{root}config.json"), *_weights(source, names, root + _WEIGHTS)]
+    stems = [f"unet/{_WEIGHTS}", "text_encoder/model", f"vae/{_WEIGHTS}"]
+    weights = [name for stem in stems for name in _weights(source, names, stem)]
+    return [*(name for name in names if _BESIDES.fullmatch(name)), *weights]
+
+
+def _weights(source: str, names: Sequence[str], stem: str) -> list[str]:
+    """Choose full precision before fp16, one file before shards."""
+    for middle in ("", ".fp16"):
+        whole = f"{stem}{middle}.safetensors"
+        if whole in names:
+            return [whole]
+        shard = re.compile(re.escape(stem + middle) + r"(-\d+-of-\d+\.safetensors|\.safetensors\.index\.json)")
+        shards = [name for name in names if shard.fullmatch(name)]
+        if shards:
+            return shards
+    raise EngineError(
+        f"{safe_text(source)}: this hub model has no {stem}.safetensors, and other kinds of file are not fetched;"
+        f" {_by_hand(source)}"
+    )
 
 
 def _by_hand(source: str) -> str:

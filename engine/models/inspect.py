@@ -10,6 +10,7 @@ from typing import Literal
 
 from engine.errors import EngineError, safe_text
 from engine.models.configs import context_width
+from engine.models.keys import Family
 from engine.models.lazy import LazyTensor
 from engine.models.source import PART_NAMES, Layout, ModelSource, open_source
 
@@ -96,6 +97,39 @@ def describe(source: ModelSource, *, needs_vae: bool = True) -> ModelInfo:
         warnings=tuple(_warnings(source, family)),
         num_bytes=source.num_bytes,
     )
+
+
+def trainable_family(info: ModelInfo, v2: bool | None) -> Family:
+    """Return the family of a model that can be trained.
+
+    Raises:
+        EngineError: It can't be, or is not what `v2` says.
+    """
+    info.require_trainable()
+    assert info.family in {"sd1", "sd2"}
+    if v2 is not None and v2 != (info.family == "sd2"):
+        raise EngineError(f"{safe_text(str(info.path))}: v2 = {str(v2).lower()}, but it is {info.what}; leave v2 out")
+    return info.family
+
+
+def resolved_prediction(info: ModelInfo, v_parameterization: bool | None) -> tuple[PredictionType, tuple[str, ...]]:
+    """Return what the model predicts, and warnings; the user's word counts above the file's.
+
+    Raises:
+        EngineError: Neither says.
+    """
+    shown, found = safe_text(str(info.path)), info.prediction_type
+    if v_parameterization is None:
+        if found is None:
+            raise EngineError(
+                f"{shown}: SD 2.x files don't tell what the model predicts;"
+                " set v_parameterization = true for a 768-v model, false for a base (512) model"
+            )
+        return found, ()
+    said: PredictionType = "v_prediction" if v_parameterization else "epsilon"
+    if found in {None, said}:
+        return said, ()
+    return said, (f"{shown} is a model of {found}, but v_parameterization = {str(v_parameterization).lower()}",)
 
 
 def _all_tensors(source: ModelSource) -> Iterable[LazyTensor]:

@@ -4,7 +4,9 @@ They are made on torch's meta device, where nothing has values, and then given t
 where the precision is the file's own, and are converted one by one where it isn't.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -83,6 +85,20 @@ def expected_shapes(part: str, module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _value(tensor: LazyTensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return tensor.tensor().to(dtype).reshape(shape).contiguous()
+
+
+def architecture_shapes(part: str, config: Config) -> dict[str, tuple[int, ...]]:
+    """Return what `expected_shapes` says of the network of a config.
+
+    Raises:
+        EngineError: The config can't be built.
+    """
+    return dict(_architecture_shapes(part, json.dumps(config, sort_keys=True)))
+
+
+@lru_cache(maxsize=6)
+def _architecture_shapes(part: str, config: str) -> dict[str, tuple[int, ...]]:
+    return expected_shapes(part, empty_module(part, json.loads(config)))
 
 
 def refuse_mismatch(part: str, tensors: Mapping[str, LazyTensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

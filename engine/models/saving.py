@@ -134,9 +134,9 @@ def _save_folder(model: Saveable, path: Path, code: str | None, *, is_safe: bool
 
 def folder_tensors(model: Saveable, part: str) -> dict[str, LazyTensor]:
     """Return a part's tensors in the shapes its config calls for: projections are matrices or 1x1 convolutions."""
-    from engine.models.modules import empty_module, expected_shapes
+    from engine.models.modules import architecture_shapes
 
-    shapes = expected_shapes(part, empty_module(part, model.configs[part]))
+    shapes = architecture_shapes(part, model.configs[part])
     return {name: tensor.reshape(shapes[name]) for name, tensor in model.parts[part].items()}
 
 

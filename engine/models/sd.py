@@ -12,10 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from engine.errors import EngineError, safe_text
+from engine.errors import safe_text
 from engine.models.configs import Config, model_config, scheduler_config
 from engine.models.hub import Progress, find_model
-from engine.models.inspect import ModelInfo, PredictionType, describe
+from engine.models.inspect import PredictionType, describe, resolved_prediction, trainable_family
 from engine.models.keys import Family, Parts, normalised_text
 from engine.models.lazy import LazyTensor, lazy
 from engine.models.modules import loaded_module
@@ -73,7 +73,7 @@ class StableDiffusion:
         """
         opened = open_source(find_model(source, progress))
         if vae:
-            opened = with_vae(opened, find_model(vae, progress))
+            opened = with_vae(opened, find_model(vae, progress, is_vae=True))
         info = describe(opened)
         family = trainable_family(info, v2)
         prediction_type, warnings = resolved_prediction(info, v_parameterization)
@@ -176,39 +176,6 @@ class StableDiffusion:
             else:
                 parts[part] = self.source.parts[part]
         return parts
-
-
-def trainable_family(info: ModelInfo, v2: bool | None) -> Family:
-    """Return the family of a model that can be trained.
-
-    Raises:
-        EngineError: It can't be, or is not what `v2` says.
-    """
-    info.require_trainable()
-    assert info.family in {"sd1", "sd2"}
-    if v2 is not None and v2 != (info.family == "sd2"):
-        raise EngineError(f"{safe_text(str(info.path))}: v2 = {str(v2).lower()}, but it is {info.what}; leave v2 out")
-    return info.family
-
-
-def resolved_prediction(info: ModelInfo, v_parameterization: bool | None) -> tuple[PredictionType, tuple[str, ...]]:
-    """Return what the model predicts, and warnings; the user's word counts above the file's.
-
-    Raises:
-        EngineError: Neither says.
-    """
-    shown, found = safe_text(str(info.path)), info.prediction_type
-    if v_parameterization is None:
-        if found is None:
-            raise EngineError(
-                f"{shown}: SD 2.x files don't tell what the model predicts;"
-                " set v_parameterization = true for a 768-v model, false for a base (512) model"
-            )
-        return found, ()
-    said: PredictionType = "v_prediction" if v_parameterization else "epsilon"
-    if found in {None, said}:
-        return said, ()
-    return said, (f"{shown} is a model of {found}, but v_parameterization = {str(v_parameterization).lower()}",)
 
 
 def part_configs(source: ModelSource, family: Family, prediction_type: PredictionType) -> dict[str, Config]:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError, safe_text
-from engine.models.inspect import ModelInfo, describe
+from engine.models.inspect import ModelInfo, describe, trainable_family
 from engine.models.keys import Family
 from engine.models.lazy import LazyTensor
-from engine.models.modules import differences, empty_module, expected_shapes
+from engine.models.modules import architecture_shapes, differences
 from engine.models.safetensors_io import is_finite
-from engine.models.sd import part_configs, trainable_family
+from engine.models.sd import part_configs
 from engine.models.source import PART_NAMES, ModelSource, open_source
 
 _FLOATS = {"F32", "F16", "BF16", "F64"}
@@ -93,7 +93,7 @@ def _problems(source: ModelSource, info: ModelInfo) -> Iterator[str]:
 def _misfits(source: ModelSource, info: ModelInfo, family: Family) -> Iterator[str]:
     configs = part_configs(source, family, info.prediction_type or "epsilon")
     for part in PART_NAMES:
-        shapes = expected_shapes(part, empty_module(part, configs[part]))
+        shapes = architecture_shapes(part, configs[part])
         yield from (f"{part}: {text}" for text in differences(source.parts[part], shapes))
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.models.lazy import lazy
-from engine.models.safetensors_io import write_safetensors
+from engine.models.safetensors_io import open_safetensors, write_safetensors
 from engine.models.sd import StableDiffusion
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -71,3 +71,16 @@ def shared_model(path):
 def output_of(model: StableDiffusion):
     with torch.no_grad():
         return model.predict(*probe())
+
+
+def target(folder, save_model_as, stem="saved"):
+    """Return where a model of that format goes."""
+    return folder / (stem if save_model_as.startswith("diffusers") else f"{stem}.{save_model_as}")
+
+
+def single_file(tmp_path, tiny, extra=None, precision="fp16"):
+    """Write a single file with more in it than the model."""
+    shared_model(tiny).save(tmp_path / "plain.safetensors", "safetensors", save_precision=precision)
+    opened = open_safetensors(tmp_path / "plain.safetensors")
+    tensors = {name: tensor.tensor() for name, tensor in opened.tensors.items()}
+    return write_tensors(tmp_path / "source.safetensors", {**tensors, **(extra or {})}, opened.metadata)

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 
 from engine.errors import EngineError
 from engine.models import hub
+from engine.models.sd import StableDiffusion
 from engine.models.verify import verify
 
 from .models_support import TINY_SD1
@@ -145,7 +146,7 @@ def test_what_is_neither_path_nor_id_is_refused_at_once(source):
 def test_models_without_safetensors_are_refused():
     """Pickles are not fetched."""
     with pytest.raises(EngineError, match=r"no unet/diffusion_pytorch_model\.safetensors"):
-        hub._needed("owner/model", ["unet/diffusion_pytorch_model.bin", "model_index.json"])
+        hub._needed("owner/model", ["unet/diffusion_pytorch_model.bin", "model_index.json"], is_vae=False)
 
 
 def test_sharded_and_fp16_files_are_chosen_where_there_is_nothing_better():
@@ -159,4 +160,15 @@ def test_sharded_and_fp16_files_are_chosen_where_there_is_nothing_better():
         "text_encoder/model.safetensors",
     ]
 
-    assert set(hub._needed("owner/model", names)) == set(names) - {"text_encoder/model.fp16.safetensors"}
+    assert set(hub._needed("owner/model", names, is_vae=False)) == set(names) - {"text_encoder/model.fp16.safetensors"}
+
+
+def test_of_a_vae_only_the_vae_is_fetched(network):
+    """From a repository of its own, or from a whole model's."""
+    alone = ["config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors", "README.md"]
+    folder = hub.download("owner/model", network.api, is_vae=True)
+    fetched = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+    assert hub._needed("owner/vae", alone, is_vae=True) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert sorted(fetched) == ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
+    assert StableDiffusion.load(str(TINY_SD1), vae=str(folder)).family == "sd1"
