@@ -169,7 +169,7 @@ class RunsScreen(Screen[None]):
         paths = [run.path for run in self._shown]
         self._table.show_rows(len(paths), cursor=paths.index(under.path) if under and under.path in paths else None)
         selected = f"{len(self._selected)} of {len(self._runs)} selected"
-        title = f" Runs  {shown_path(self._folder)}   {selected}   by {self._sort}"
+        title = f" Runs   {selected}   by {self._sort}   {shown_path(self._folder)}"
         self.query_one("#top", Static).update(Content(title))
         self._read_targets()
 
@@ -301,7 +301,7 @@ class RunsScreen(Screen[None]):
             command = f"sdtui train {shlex.quote(str(self._current.path / 'run.toml'))}"
             self._app.say(f"{safe_text(command)}: {self._app.copy_text(command)}")
 
-    @work
+    @work(group="dialog")
     async def action_rename(self) -> None:
         """Ask for another name."""
         current = self._current
@@ -311,7 +311,7 @@ class RunsScreen(Screen[None]):
         if name and name != current.path.name:
             self._move(current.path, lambda: rename(current.path, name), "renamed")
 
-    @work
+    @work(group="dialog")
     async def action_delete(self) -> None:
         """Ask, then move the run into the trash."""
         current = self._current

@@ -200,15 +200,18 @@ class TrainScreen(Screen[None]):
     def _draw(self, *, is_changed: bool = True) -> None:
         is_wide = self.app.size.width >= 120
         self.query_one("#top", Meter).show(*train_view.header(self.state, name=self.folder.path.name, is_wide=is_wide))
-        self._now = train_view.now_rows(self.state)
-        self.query_one("#now-rows", RowList).show_rows(len(self._now))
+        now = train_view.now_rows(self.state)
+        if now != self._now:
+            self._now = now
+            self.query_one("#now-rows", RowList).show_rows(len(now))
         self._draw_ending()
         if not is_changed:
             return
         self._draw_plots()
         self.query_one(Gallery).show(self.state.samples)
-        self._timeline = train_view.timeline_rows(self.state, self._cadence)
-        self.query_one("#timeline-rows", RowList).show_rows(len(self._timeline))
+        if self.query_one("#timeline").display:
+            self._timeline = train_view.timeline_rows(self.state, self._cadence)
+            self.query_one("#timeline-rows", RowList).show_rows(len(self._timeline))
 
     def _draw_ending(self) -> None:
         text, style = train_view.ending(self.state)
@@ -242,7 +245,8 @@ class TrainScreen(Screen[None]):
         try:
             self.folder.request(verb, **arguments)
         except OSError as error:
-            self._app.say(f"{safe_text(str(self.folder.path))} can't be written: {safe_text(str(error))}", "error")
+            reason = safe_text(error.strerror or str(error))
+            self._app.say(f"the request can't be written ({reason}): {safe_text(str(self.folder.path))}", "error")
             return
         self._app.say(said)
 
@@ -261,7 +265,7 @@ class TrainScreen(Screen[None]):
         """Draw samples."""
         self._ask("sample", "drawing samples after this step")
 
-    @work
+    @work(group="dialog")
     async def action_stop(self) -> None:
         """Ask how to stop, and for a typed word where work would be lost."""
         from sdtui.screens.train_dialogs import DISCARD, TextDialog, stop_dialog
@@ -281,7 +285,7 @@ class TrainScreen(Screen[None]):
         elif when:
             self._ask("stop", f"stopping after this {when}, saving", when=when, save=True)
 
-    @work
+    @work(group="dialog")
     async def action_cadence(self) -> None:
         """Ask how often samples are drawn."""
         from sdtui.screens.train_dialogs import TextDialog

@@ -39,6 +39,7 @@ class Gallery(Vertical):
         self._samples: Mapping[int, Mapping[int, Sampled]] = {}
         self._steps: list[int] = []
         self._step: int | None = None
+        self._drawn: tuple[object, ...] = ()
         self.border_title = "Samples"
 
     def compose(self) -> ComposeResult:
@@ -100,20 +101,22 @@ class Gallery(Vertical):
 
     def _draw(self) -> None:
         width, height = self.content_size
-        samples = self.shown
         # A cell is half as wide as high, so a square picture takes twice as many columns as rows.
         room = max(1, min(SLOTS, width // max(8, (height - 1) * 2)))
+        samples = self.shown
+        drawn = (width, height, self.step, *samples)
+        if drawn == self._drawn:
+            return
+        self._drawn = drawn
+        shown = samples[:room]
         for slot in range(SLOTS):
             box = self.query_one(f"#slot-{slot}")
-            sample = samples[slot] if slot < min(room, len(samples)) else None
+            sample = shown[slot] if slot < len(shown) else None
             box.display = sample is not None
             box.query_one(Picture).show(sample_path(self._folder, sample.path) if sample else None)
-            caption = (
-                fit(safe_text(sample.prompt, limit=300), max(1, width // max(1, min(room, len(samples))) - 1))
-                if sample
-                else ""
-            )
-            box.query_one(".caption", Static).update(Content(caption))
+            if sample:
+                caption = fit(safe_text(sample.prompt, limit=300), max(1, width // len(shown) - 1))
+                box.query_one(".caption", Static).update(Content(caption))
         self._describe(len(samples) - room)
 
     def _describe(self, hidden: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.segment import Segment
@@ -12,9 +13,10 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 if TYPE_CHECKING:
-    from sdtui.chart import Frame, Trace
+    from sdtui.chart import Frame, Span, Trace
 
 MIN_STEPS = 10  # As far as it zooms in.
+HEADROOM = 0.05  # Share of the steps that the plot of a growing run keeps free at its right end.
 
 
 class Plot(Widget):
@@ -45,6 +47,7 @@ class Plot(Widget):
         self._traces: Sequence[Trace] = ()
         self._marks: Sequence[tuple[int, str]] = ()
         self._last = 1
+        self._end = 1.0
         self._window: tuple[float, float] | None = None
         self._frame: Frame | None = None
         self._lines: list[list[tuple[str, str]]] = []
@@ -52,16 +55,21 @@ class Plot(Widget):
 
     def show(self, traces: "Sequence[Trace]", *, last: int, marks: Sequence[tuple[int, str]] = ()) -> None:
         """Draw traces of a run that has got to step `last`, with marks under some steps."""
+        last = max(last, 1)
         if self._window and self.is_following:
-            moved = max(last, 1) - self._last
+            moved = last - self._last
             self._window = (self._window[0] + moved, self._window[1] + moved)
-        self._traces, self._marks, self._last = traces, marks, max(last, 1)
+        if not self._end * (1 - HEADROOM) <= last <= self._end:
+            # A little room for the steps to come, or every step would squeeze, and send, the whole plot anew.
+            is_growing = self._end < last <= self._end * (1 + HEADROOM)
+            self._end = last * (1 + HEADROOM) if is_growing else float(last)
+        self._traces, self._marks, self._last = traces, marks, last
         self.redraw()
 
     @property
     def window(self) -> tuple[float, float]:
         """The first and the last step in view."""
-        return self._window or (0.0, float(self._last))
+        return self._window or (0.0, self._end)
 
     @property
     def is_fit(self) -> bool:
@@ -123,7 +131,7 @@ class Plot(Widget):
         self.redraw()
 
     def redraw(self) -> None:
-        """Draw, and paint only the lines that differ: over SSH each byte counts."""
+        """Draw, and paint only the cells that differ: over SSH each byte counts."""
         width, height = self.content_size
         if width < 8 or height < 3:
             self._frame, self._lines = None, []
@@ -139,9 +147,10 @@ class Plot(Widget):
         if len(before) != len(self._lines):
             self.refresh()
             return
-        changed = [y for y, (old, new) in enumerate(zip(before, self._lines, strict=True)) if old != new]
+        pairs = enumerate(zip(before, self._lines, strict=True))
+        changed = [_changed(y, old, new) for y, (old, new) in pairs if old != new]
         if changed:
-            self.refresh(*(Region(0, y, width, 1) for y in changed))
+            self.refresh(*changed)
 
     def render_line(self, y: int) -> Strip:
         """Return a drawn line."""
@@ -184,3 +193,12 @@ class Plot(Widget):
         if self._dragged_from and self._dragged_from[0] == event.screen_x:
             self.put_cursor(self._step_at(event.x - self.gutter.left))
         self._dragged_from = None
+
+
+def _changed(y: int, old: "list[Span]", new: "list[Span]") -> Region:
+    """Return the cells of a line from the first to the last span that differs."""
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+    left = sum(len(text) for text, _style in new[:same])
+    tails = zip(reversed(old[same:]), reversed(new[same:]), strict=False)
+    right = sum(len(pair[1][0]) for pair in takewhile(lambda pair: pair[0] == pair[1], tails))
+    return Region(left, y, sum(len(text) for text, _style in new) - left - right, 1)

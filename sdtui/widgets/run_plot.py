@@ -28,6 +28,7 @@ class RunPlot(Vertical):
         self._is_ascii = is_ascii
         self._metric = "loss"
         self._split: Split = ""
+        self._described = ("", "", "")
         self.plot = Plot(name="plot", is_ascii=is_ascii)
 
     def compose(self) -> ComposeResult:
@@ -46,13 +47,19 @@ class RunPlot(Vertical):
     def describe(self) -> None:
         """Bring title, subtitle and the cursor's reading up to date."""
         shown = traces(self._state, self._metric, self._split)
-        self.border_title = Content(self._title(shown))
+        title = self._title(shown)
         where = "all steps" if self.plot.is_fit else "newest steps" if self.plot.is_following else "older steps"
-        self.border_subtitle = Content(f"{where}  {'log' if self.plot.is_log else 'linear'} y")
+        subtitle = f"{where}  {'log' if self.plot.is_log else 'linear'} y"
+        text = cursor_text(shown, self.plot.cursor) if self.plot.cursor is not None else ""
+        # Each of these paints anew even where nothing differs, which over SSH would cost more than the plot.
+        if (title, subtitle, text) == self._described:
+            return
+        self._described = (title, subtitle, text)
+        self.border_title, self.border_subtitle = Content(title), Content(subtitle)
         reading = self.query_one("#reading", Static)
-        reading.display = self.plot.cursor is not None
-        if self.plot.cursor is not None:
-            reading.update(Content(cursor_text(shown, self.plot.cursor)))
+        if reading.display != bool(text):
+            reading.display = bool(text)
+        reading.update(Content(text))
 
     def _title(self, shown: list[Trace]) -> str:
         if self._split:

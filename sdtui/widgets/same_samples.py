@@ -29,6 +29,7 @@ class SameSamples(Vertical):
         self._runs: Sequence[tuple[str, Path, Samples]] = ()
         self._prompt = 0
         self._step: int | None = None
+        self._drawn: list[tuple[str, Path, Sampled | None]] | None = None
         self.border_title = "Samples"
 
     def compose(self) -> ComposeResult:
@@ -64,6 +65,10 @@ class SameSamples(Vertical):
         steps = common_steps([samples for _name, _path, samples in self._runs], self._prompt)
         step = self._step if self._step in steps else steps[-1] if steps else None
         drawn = [self._sample_at(samples, step) for _name, _path, samples in self._runs]
+        signature = [(name, path, sample) for (name, path, _), sample in zip(self._runs, drawn, strict=True)]
+        if signature == self._drawn:
+            return
+        self._drawn = signature
         known = [sample for sample in drawn if sample]
         for slot in range(self._slots):
             box = self.query_one(f"#same-{slot}")
