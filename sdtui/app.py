@@ -233,7 +233,7 @@ class SdtuiApp(App[str]):
     @on(OpenRun)
     def _open_run(self, event: OpenRun) -> None:
         folder = RunFolder(event.path)
-        if not folder.holds_run():
+        if not folder.events_path.exists():
             self.say(f"{recent.shown_path(event.path)} holds no run", "error")
             return
         recent.remember("run", event.path.absolute())
@@ -271,7 +271,7 @@ class SdtuiApp(App[str]):
         for _attempt in range(600):
             if worker.is_cancelled:
                 return
-            if RunFolder(folder).holds_run():
+            if RunFolder(folder).events_path.exists():
                 self.post_message(OpenRun(folder))
                 return
             time.sleep(0.1)

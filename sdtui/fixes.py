@@ -43,14 +43,14 @@ def _candidates(draft: Draft, problem: Problem) -> Iterator[Changes]:
             yield {name: value}
     if "swap" in problem.fix and problem.where == "min_timestep":
         yield {"min_timestep": draft.value("max_timestep") - 1, "max_timestep": draft.value("min_timestep") + 1}
-    if _REMOVE.search(problem.fix) or problem.fix.startswith(("keep only", "use one")) or not problem.fix:
-        named = [name for name in _REMOVE.findall(problem.fix) if name in SECTION_OF]
-        for name in dict.fromkeys([*named, problem.where]):
-            if name in draft.now.entries:
-                yield {name: None}
+    named = [name for name in _REMOVE.findall(problem.fix) if name in SECTION_OF]
+    removed = [{name: None} for name in dict.fromkeys([*named, problem.where]) if name in draft.now.entries]
+    if _REMOVE.search(problem.fix):
+        yield from removed
     for name in _SWITCH.findall(problem.fix):
         if name in SECTION_OF and draft.value(name) is False:
             yield {name: True}
+    yield from removed
 
 
 def _meant(draft: Draft, problem: Problem) -> Iterator[Changes]:

@@ -26,7 +26,7 @@ class PtyProcess:
         self.process = subprocess.Popen(
             [sys.executable, "-c", script],
             stdin=slave, stdout=slave, stderr=slave, cwd=cwd, close_fds=True, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no threads here
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})},
         )  # fmt: skip
         os.close(slave)
