@@ -19,7 +19,7 @@ _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from engine.dataset.examine 
 
 
 def num_helpers() -> int:
-    """Return how many helper processes to start; on busy cores they cost a seventh, on idle ones they save a third."""
+    """Return how many helpers to start; on busy cores they cost a seventh, on idle ones they save a quarter."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8) if sys.executable and cores > 1 else 0
 
