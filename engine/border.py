@@ -1,5 +1,6 @@
 """What happens between two steps: saves, samples, requests, pauses; and the beginning and end of a run."""
 
+import itertools
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -102,7 +103,9 @@ class Border:
 
     def _sample(self, *, step: int, epoch: int | None = None) -> None:
         with self._weights_to_keep():
-            for image in self.parts.draw_samples(step=step, epoch=epoch):
+            images = self.parts.draw_samples(step=step, epoch=epoch)
+            # Many prompts take minutes: a stop waits for one picture only.
+            for image in itertools.takewhile(lambda _: not self.control.stop_reason, images):
                 self.tell(
                     Sampled(
                         step=step,
@@ -168,10 +171,13 @@ class Border:
         return f"saved {self.save(Due(occasion='step', stem=stem), step=step)}"
 
     def _sample_now(self, _request: Request, step: int) -> str:
-        if not self.parts.prompts:
-            raise EngineError("no prompts are given: set sample_prompts before the run starts")
+        self._need_prompts()
         self._sample(step=step)
         return "samples drawn"
+
+    def _need_prompts(self) -> None:
+        if not self.parts.prompts:
+            raise EngineError("no prompts are given: set sample_prompts before the run starts")
 
     def _set(self, request: Request, _step: int) -> str:
         """Change how often samples are drawn; nothing else may change in a run."""
@@ -180,6 +186,7 @@ class Border:
             raise EngineError(f"{safe_text(str(name))} can't be changed while training; only the sampling cadence can")
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise EngineError(f"{name} = {safe_text(str(value))}: a whole number from 0 on is needed")
+        self._need_prompts()
         if name == "sample_every_n_steps":
             self._sample_every_steps, self._sample_every_epochs = value, 0
         else:

@@ -1,6 +1,7 @@
 """The headless command line: `python -m engine VERB ...`, and the same verbs under `sdtui`."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine import flags
+from engine.control import STOP_CODES
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
 from engine.settings_io import LoadedSettings, load_run
 
@@ -34,8 +36,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m engin
         return WRONG
     except EngineError as error:
         return _complain(str(error))
-    except KeyboardInterrupt:
-        return _complain("interrupted; nothing was started", code=130)
+    except KeyboardInterrupt as interrupt:
+        code = STOP_CODES.get(str(interrupt), 130)
+        return _complain("interrupted; nothing was started", code=code)
     except BrokenPipeError:
         return FAILED
     except Exception as error:  # The outermost boundary: a bug must end as a sentence too.
@@ -78,7 +81,10 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         sub = add(name, text, verb)
         sub.add_argument("run", type=Path, metavar="RUN.toml")
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="Change a setting.")
-        if name != "train":
+        if name == "train":
+            sub.add_argument("--background", action="store_true", help="Return at once; the run goes on by itself.")
+            sub.add_argument("--announce", action="store_true", help=argparse.SUPPRESS)
+        else:
             sub.add_argument("--json", action="store_true", help="Print one JSON document on stdout.")
     fine_tune = add("fine_tune", "Train from the classic flags of sd-scripts' fine_tune.py.", _fine_tune)
     flags.add_setting_flags(fine_tune)
@@ -100,16 +106,31 @@ def report(problems: Sequence[Problem]) -> None:
     for severity in ("error", "warning", "info"):
         for problem in problems:
             if problem.severity == severity:
-                sys.stderr.write(f"{severity}: {problem}\n")
+                _say(f"{severity}: {problem}")
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # Nobody reads it any more; that must not end a training.
+        sys.stderr.write(f"{line}\n")
 
 
 def _complain(message: str, *, code: int = WRONG) -> int:
-    sys.stderr.write(f"{message}\n")
+    _say(message)
     return code
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    return run_training(load_run(parsed.run, parsed.set))
+    loaded = load_run(parsed.run, parsed.set)
+    if parsed.background:
+        from engine.background import start_in_background
+
+        pid = start_in_background(parsed.run, parsed.set)
+        return _complain(f"training goes on as process {pid}: {loaded.settings.saving.output_dir}", code=DONE)
+    if parsed.announce:
+        from engine.background import train_announced
+
+        return train_announced(loaded)
+    return run_training(loaded)
 
 
 def _fine_tune(parsed: argparse.Namespace) -> int:
@@ -154,40 +175,48 @@ def _check(parsed: argparse.Namespace) -> int:
     else:
         report(problems)
         errors = sum(problem.severity == "error" for problem in problems)
-        sys.stderr.write(f"{errors} errors, {len(problems) - errors} remarks\n")
-    return WRONG if any(problem.severity == "error" for problem in problems) else DONE
+        _say(f"{errors} errors, {len(problems) - errors} remarks")
+    return WRONG if _is_wrong(problems) else DONE
 
 
 def _find_problems(loaded: LoadedSettings) -> tuple[Problem, ...]:
+    from engine.headless import cache_dir_for
     from engine.plan import make_plan
+    from engine.preflight import find_file_problems
     from engine.rules import find_problems
-    from engine.run import cache_dir
 
     found = find_problems(loaded.settings, loaded.places)
-    if any(problem.severity == "error" for problem in found):
+    if _is_wrong(found):
         return found
+    found = (*found, *find_file_problems(loaded))
     try:
-        return (*found, *make_plan(loaded.settings, cache_dir=cache_dir()).problems)
+        return (*found, *make_plan(loaded.settings, cache_dir=cache_dir_for(loaded)).problems)
     except ProblemsError as error:
         return (*found, *error.problems)
+    except EngineError as error:
+        return (*found, Problem(code="dataset", severity="error", where="", message=str(error)))
+
+
+def _is_wrong(problems: Sequence[Problem]) -> bool:
+    return any(problem.severity == "error" for problem in problems)
 
 
 def _plan(parsed: argparse.Namespace) -> int:
+    from engine.headless import cache_dir_for
     from engine.plan import make_plan
     from engine.report import plan_report, print_plan
     from engine.rules import find_problems
-    from engine.run import cache_dir
 
     loaded = load_run(parsed.run, parsed.set)
     problems = (*loaded.warnings, *find_problems(loaded.settings, loaded.places))
-    plan = make_plan(loaded.settings, cache_dir=cache_dir())
+    plan = make_plan(loaded.settings, cache_dir=cache_dir_for(loaded))
     document = plan_report(plan, problems=(*problems, *plan.problems))
     if parsed.json:
         json.dump(document, sys.stdout)
         sys.stdout.write("\n")
     else:
         print_plan(document)
-    return DONE
+    return WRONG if _is_wrong(problems) else DONE
 
 
 def _convert(parsed: argparse.Namespace) -> int:
@@ -195,7 +224,7 @@ def _convert(parsed: argparse.Namespace) -> int:
 
     is_v = None if parsed.v_parameterization is None else parsed.v_parameterization == "true"
     result = convert(parsed.source, parsed.target, save_precision=parsed.save_precision, v_parameterization=is_v)
-    sys.stderr.write(f"{result}\n")
+    _say(str(result))
     return DONE
 
 
@@ -207,7 +236,7 @@ def _verify(parsed: argparse.Namespace) -> int:
         json.dump(result.as_json(), sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:
-        sys.stderr.write(f"{result}\n")
+        _say(str(result))
     return DONE if result.ok else WRONG
 
 
@@ -215,5 +244,5 @@ def _schema(parsed: argparse.Namespace) -> int:
     from engine.schema import write_documents
 
     for path in write_documents(parsed.folder):
-        sys.stderr.write(f"wrote {path}\n")
+        _say(f"wrote {path}")
     return DONE

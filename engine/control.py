@@ -6,31 +6,57 @@ import signal
 import threading
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
+from engine.errors import EngineError
+from engine.events import Event, Progress
 from engine.run import Request, RunFolder
 
+STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}  # What a shell reports of a process that a signal ended.
 _NAMES = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM"}
 
 
 class Control:
-    """Collects what is asked of a run; the loop asks `take()` between steps, so no step is ever torn."""
+    """Collects what is asked of a run; the loop asks `take()` between steps, so no step is ever torn.
+
+    Until `is_training` is set a signal ends the preparation at once, as there is nothing to save.
+    """
 
     def __init__(self, folder: RunFolder | None = None) -> None:
         self._folder = folder
         self._stop_reason = ""
+        self._is_interrupted = False
+        self._held: list[Request | str] = []
+        self.is_training = False
 
     @property
     def stop_reason(self) -> str:
-        """Why the run should stop after this step: "SIGINT", "SIGTERM" or ""."""
+        """Why the run should stop after this step: "SIGINT", "SIGTERM", "request" or ""."""
         return self._stop_reason
 
     def stop(self, reason: str) -> None:
-        """Ask the run to stop after the current step."""
-        self._stop_reason = reason
+        """Ask the run to stop after the current step; the first reason counts."""
+        self._stop_reason = self._stop_reason or reason
 
     def take(self) -> list[Request | str]:
         """Return the requests that came in since the last call; a reason where one could not be read."""
-        return self._folder.take_requests() if self._folder else []
+        held, self._held = self._held, []
+        return [*held, *(self._folder.take_requests() if self._folder else [])]
+
+    def emit(self, event: Event) -> None:
+        """Look for a stop while the run prepares, which may take hours; other requests wait for the first step.
+
+        Raises:
+            EngineError: The run should stop.
+        """
+        if self.is_training or not isinstance(event, Progress):
+            return
+        self._held = self.take()
+        if self._stop_reason or any(isinstance(held, Request) and held.verb == "stop" for held in self._held):
+            raise EngineError("stopped before the first step; nothing was saved, and the folder is as it was")
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -45,7 +71,7 @@ class Control:
         before = {number: signal.signal(number, self._on_signal) for number in watched}
         hangup = getattr(signal, "SIGHUP", None)
         if hangup is not None:
-            before[hangup] = signal.signal(hangup, _detach)
+            before[hangup] = signal.signal(hangup, lambda _number, _frame: detach())
         try:
             yield
         finally:
@@ -53,14 +79,20 @@ class Control:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: types.FrameType | None) -> None:
-        if self._stop_reason and number == signal.SIGINT:
+        if not self.is_training:
+            raise KeyboardInterrupt(_NAMES[signal.Signals(number)])
+        if self._is_interrupted and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        self._is_interrupted = True
         self._stop_reason = _NAMES[signal.Signals(number)]
 
 
-def _detach(_number: int, _frame: types.FrameType | None) -> None:
-    """Go on without the terminal: any later write to it would raise EIO and end the run."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
+def detach(output: Path = Path(os.devnull)) -> None:
+    """Go on without the terminal, whose end would make any later write fail; what is printed goes to `output`."""
+    source = os.open(os.devnull, os.O_RDONLY)
+    target = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for descriptor, replaced in ((source, 0), (target, 1), (target, 2)):
+        os.dup2(descriptor, replaced)
+    os.close(source)
+    os.close(target)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from engine.errors import EngineError
 from engine.settings import CurveName, OptimizerSettings
 
-_POLYNOMIAL_END = 1e-7  # The rate where polynomial ends, whatever it starts from.
+POLYNOMIAL_END = 1e-7  # The rate where polynomial ends, whatever it starts from.
 
 
 def learning_rate_at(step: int, num_steps: int, settings: OptimizerSettings) -> float:
@@ -48,9 +48,9 @@ def _check(settings: OptimizerSettings) -> None:
             f"lr_warmup_steps = {settings.lr_warmup_steps} has no effect with lr_scheduler = constant: "
             "choose constant_with_warmup, or set it to 0"
         )
-    if settings.lr_scheduler == "polynomial" and settings.learning_rate <= _POLYNOMIAL_END:
+    if settings.lr_scheduler == "polynomial" and settings.learning_rate <= POLYNOMIAL_END:
         raise EngineError(
-            f"learning_rate = {settings.learning_rate} is not above {_POLYNOMIAL_END}, where lr_scheduler = polynomial "
+            f"learning_rate = {settings.learning_rate} is not above {POLYNOMIAL_END}, where lr_scheduler = polynomial "
             "ends: raise it, or choose linear"
         )
 
@@ -74,7 +74,7 @@ def _cosine_with_restarts(progress: float, settings: OptimizerSettings) -> float
 
 
 def _polynomial(progress: float, settings: OptimizerSettings) -> float:
-    end = _POLYNOMIAL_END / settings.learning_rate
+    end = POLYNOMIAL_END / settings.learning_rate
     return (1 - end) * math.pow(max(0.0, 1 - progress), settings.lr_scheduler_power) + end
 
 

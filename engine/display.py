@@ -116,6 +116,7 @@ class PlainDisplay:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._file = sys.stderr  # Of the person; what libraries print is redirected later.
         self._rate = Rate()
         self._total = 0
         self._next = 0.0
@@ -144,10 +145,9 @@ class PlainDisplay:
         self._next = now + PLAIN_SECONDS
         return True
 
-    @staticmethod
-    def _write(line: str) -> None:
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
+    def _write(self, line: str) -> None:
+        self._file.write(f"{line}\n")
+        self._file.flush()
 
 
 class LiveDisplay:
@@ -159,7 +159,7 @@ class LiveDisplay:
         from rich.progress import Progress as Bar
 
         text = "{task.description}"
-        console = Console(stderr=True)
+        console = Console(file=sys.stderr)
         columns = (TextColumn(text, markup=False), BarColumn(), MofNCompleteColumn())
         self._bar: Bar = Bar(*columns, TextColumn("{task.fields[note]}", markup=False), console=console)
         self._task = self._bar.add_task("starting", total=None, note="")

@@ -4,7 +4,9 @@ Screens draw from these files alone, so a run in this process, one in another an
 Torch-free.
 """
 
+import errno
 import json
+import os
 import struct
 import time
 from collections.abc import Iterable, Iterator
@@ -231,10 +233,20 @@ class EventLog:
     def __init__(self, folder: Path) -> None:
         self._events: IO[bytes] = (folder / "events.jsonl").open("ab", buffering=0)
         self._metrics: IO[bytes] = (folder / "metrics.bin").open("ab", buffering=0)
+        self._is_torn = False
 
     def emit(self, event: Event) -> None:
-        """Write one event."""
-        self._events.write(event.as_line().encode("ascii"))
+        """Write one event.
+
+        Raises:
+            OSError: The disk takes no more; a line that is half written then ends before the next one begins.
+        """
+        line = event.as_line().encode("ascii")
+        data = b"\n" + line if self._is_torn else line
+        self._is_torn = True
+        if self._events.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._is_torn = False
         if isinstance(event, Step):
             self._metrics.write(metric_row(event))
 

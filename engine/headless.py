@@ -1,82 +1,119 @@
 """Runs the engine from checked settings to an exit code: folder, log, plan, model, training."""
 
+import contextlib
 import logging
+import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.control import Control
+from engine.control import STOP_CODES, Control, detach
 from engine.display import make_display
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
 from engine.events import EventLog, Failed, Warned
+from engine.librarylog import library_log, quieten
 from engine.plan import make_plan
+from engine.preflight import find_file_problems
 from engine.rules import find_problems
-from engine.run import RunFolder, cache_dir
+from engine.run import RunFolder, cache_dir, missing_folders
 from engine.runfiles import write_run_files
+from engine.settings import LoggingSettings
 from engine.settings_io import LoadedSettings
 from engine.telling import Listener, Teller
+from engine.tensorboard import TensorBoardLog
 
+_log = logging.getLogger(__name__)
 DONE, FAILED = 0, 1
-STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
-def train_headless(loaded: LoadedSettings) -> int:
+def train_headless(loaded: LoadedSettings, listeners: Sequence[Listener] = (), *, keeps_log: bool = False) -> int:
     """Train with a display on stderr, SIGINT and SIGTERM ending the run after a step; return the exit code.
 
     Raises:
         EngineError: Settings, data or model are wrong; nothing was started.
+        KeyboardInterrupt: A signal, named by its argument, came before training began.
     """
     display = make_display()
     try:
-        return run_engine(loaded, listeners=[display], make_control=Control, with_signals=True)
+        return run_engine(loaded, listeners=[display, *listeners], is_alone=True, keeps_log=keeps_log)
     finally:
-        display.close()
+        try:
+            display.close()
+            sys.stderr.flush()
+        except OSError:  # The terminal is gone; Python's last flush at exit would fail on it too.
+            detach()
 
 
 def run_engine(
     loaded: LoadedSettings,
     *,
-    listeners: Sequence[Listener],
+    listeners: Sequence[Listener] = (),
     make_control: Callable[[RunFolder], Control] = Control,
-    with_signals: bool = False,
+    is_alone: bool = False,
+    keeps_log: bool = False,
 ) -> int:
     """Train in the calling thread and return the exit code.
+
+    Args:
+        loaded: Settings and where they stand.
+        listeners: Who is told the events, besides the run's own files.
+        make_control: Makes what steers the run.
+        is_alone: The process is this run's: it takes the signals, and what libraries print.
+        keeps_log: Leave log.txt there if nothing was started.
 
     Raises:
         EngineError: Settings, data or model are wrong; nothing was started, and a new run folder is removed again.
     """
     problems = find_problems(loaded.settings, loaded.places)
     _raise_errors(problems)
-    folder = RunFolder.create(Path(loaded.settings.saving.output_dir))
-    control = make_control(folder)
+    _raise_errors(find_file_problems(loaded))
+    path = Path(loaded.settings.saving.output_dir)
+    made = missing_folders(path)
     with ExitStack() as stack:
-        if with_signals:
-            stack.enter_context(control.signals())
+        tell = Teller([])
+        folder = RunFolder.create(path)
+        stack.callback(lambda: None if tell.has_started else folder.discard(made, keeps_log=keeps_log))
         stack.enter_context(folder.locked())
-        log = EventLog(folder.path)
-        tell = Teller([log, *listeners])
-        stack.callback(log.close)
-        stack.enter_context(_library_log(folder.log_path))
-        try:
-            return _prepare_and_train(loaded, problems, folder=folder, control=control, tell=tell)
-        except EngineError as error:
-            if not tell.has_started:
-                raise
-            tell(Failed(message=str(error)))
-            return FAILED
-        except Exception as error:  # The outermost boundary: a bug must end as a sentence too.
-            logging.getLogger("sdtui").exception("internal error")
-            message = _internal_error(error, folder)
-            if not tell.has_started:
-                raise EngineError(message) from error
-            tell(Failed(message=message))
-            return FAILED
-        finally:
-            if not tell.has_started:
-                stack.callback(folder.discard)
+        folder.refuse_run()  # Another engine may have come and gone since.
+        folder.clear()
+        control = make_control(folder)
+        if is_alone:
+            stack.enter_context(control.signals())
+        own = [EventLog(folder.path), *_boards(loaded.settings.logging)]
+        tell.listeners += [*own, control, *listeners]
+        for listener in own:
+            stack.callback(listener.close)
+        stack.enter_context(library_log(folder.log_path, takes_output=is_alone))
+        return _guarded(loaded, problems, folder=folder, control=control, tell=tell)
+
+
+def _boards(logging_settings: LoggingSettings) -> list[Listener]:
+    return [TensorBoardLog(logging_settings)] if logging_settings.logging_dir else []
+
+
+def _guarded(
+    loaded: LoadedSettings, problems: Sequence[Problem], *, folder: RunFolder, control: Control, tell: Teller
+) -> int:
+    """Train; an error after the start becomes the run's last event and exit code 1, one before it is raised."""
+    try:
+        return _prepare_and_train(loaded, problems, folder=folder, control=control, tell=tell)
+    except EngineError as error:
+        if not tell.has_started:
+            raise
+        message = str(error)
+    except Exception as error:  # The outermost boundary: a bug must end as a sentence too.
+        _log.exception("internal error")
+        message = _out_of_memory(error) or internal_error(error, folder)
+        if not tell.has_started and _out_of_memory(error):
+            raise EngineError(message) from error
+        if not tell.has_started:
+            raise
+    with contextlib.suppress(EngineError):  # A full disk, which takes this event no more than the last.
+        tell(Failed(step=tell.step, message=message))
+    return FAILED
 
 
 def _prepare_and_train(
@@ -85,15 +122,17 @@ def _prepare_and_train(
     settings = loaded.settings
     plan = make_plan(settings, cache_dir=cache_dir_for(loaded), progress=tell.progress("scan"))
     _raise_errors(plan.problems)
-    for problem in (*problems, *plan.problems):
+    for problem in (*loaded.warnings, *problems, *plan.problems):
         if problem.severity == "warning":
             tell(Warned(code=problem.code, message=str(problem)))
     # Torch is imported here and not before, so that wrong settings are refused at once.
     from engine.parts import prepare
     from engine.train import train
 
+    quieten()
     parts = prepare(settings, plan, folder=folder.path, cache_dir=cache_dir_for(loaded), tell=tell)
     write_run_files(folder.path, settings, plan.config)
+    control.is_training = True
     ending = train(parts, tell=tell, control=control)
     return STOP_CODES.get(ending.stopped_by, DONE)
 
@@ -109,33 +148,21 @@ def _raise_errors(problems: Sequence[Problem]) -> None:
         raise ProblemsError(problems)
 
 
-def _internal_error(error: Exception, folder: RunFolder) -> str:
-    kind = type(error).__name__
-    if kind == "OutOfMemoryError":
-        return (
-            "the graphics card ran out of memory: lower train_batch_size or resolution, set gradient_checkpointing, "
-            "mixed_precision=bf16, cache_latents or optimizer_type=AdamW8bit"
-        )
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    text = safe_text(" ".join(str(error).split()))
+def _out_of_memory(error: Exception) -> str:
+    if type(error).__name__ != "OutOfMemoryError":
+        return ""
     return (
-        f"internal error, {kind} in {Path(last.filename).name}:{last.lineno}: {text} (details: {folder.log_path.name})"
+        "the graphics card ran out of memory: lower train_batch_size or resolution, set gradient_checkpointing, "
+        "mixed_precision=bf16, cache_latents or optimizer_type=AdamW8bit"
     )
 
 
-@contextmanager
-def _library_log(path: Path) -> Iterator[None]:
-    """Send what libraries log and warn into log.txt while a run goes on."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.captureWarnings(True)
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        logging.captureWarnings(False)
-        handler.close()
+def internal_error(error: Exception, folder: RunFolder | None = None) -> str:
+    """Return a bug as one sentence, with the place in the code where it came up."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    text = safe_text(" ".join(str(error).split()))
+    details = f" (details: {folder.log_path.name})" if folder else ""
+    return f"internal error, {type(error).__name__} in {Path(last.filename).name}:{last.lineno}: {text}{details}"
 
 
 @dataclass(slots=True)
@@ -164,6 +191,8 @@ def start_in_thread(loaded: LoadedSettings, listeners: Sequence[Listener] = ()) 
             engine.exit_code = run_engine(loaded, listeners=listeners, make_control=lambda _folder: control)
         except EngineError as error:
             engine.error, engine.exit_code = str(error), 2
+        except Exception as error:  # noqa: BLE001 - a thread that dies unseen tells nobody
+            engine.error, engine.exit_code = internal_error(error), FAILED
 
     engine = EngineThread(folder=folder, control=control, thread=threading.Thread(target=work, name="engine"))
     engine.thread.start()

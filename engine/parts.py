@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -179,13 +180,18 @@ def prepare(settings: Settings, plan: Plan, *, folder: Path, cache_dir: Path, te
 
 
 def _accelerator(memory: MemorySettings) -> Accelerator:
+    # accelerate keeps the precision of the first run in the process, and refuses another in the second.
+    AcceleratorState._reset_state()  # noqa: SLF001 - the way that accelerate's own tests and notebooks do it
     try:
-        return Accelerator(mixed_precision=memory.mixed_precision)
+        accelerator = Accelerator(mixed_precision=memory.mixed_precision)
+        if memory.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+            raise ValueError("half precision needs a graphics card")
     except ValueError as error:
         raise EngineError(
             f"mixed_precision = {memory.mixed_precision} is not possible on this device ({error}): "
             "set mixed_precision=bf16 or mixed_precision=no"
         ) from error
+    return accelerator
 
 
 def _load(settings: Settings, tell: Teller) -> StableDiffusion:

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 
+from engine.curves import POLYNOMIAL_END
 from engine.errors import Problem, Severity
 from engine.settings import Settings
 
@@ -121,6 +122,33 @@ def _schedule(settings: Settings) -> Iterator[Finding]:
             yield "warning", name, text, f"remove {name}, or set lr_scheduler={schedule}"
 
 
+def _polynomial(settings: Settings) -> Iterator[Finding]:
+    optimizer = settings.optimizer
+    if optimizer.lr_scheduler == "polynomial" and optimizer.learning_rate <= POLYNOMIAL_END:
+        text = f"learning_rate = {optimizer.learning_rate} is not above {POLYNOMIAL_END}, where polynomial ends"
+        yield "error", "learning_rate", text, "raise it, or set lr_scheduler=linear"
+
+
+def _adafactor(settings: Settings) -> Iterator[Finding]:
+    """AdaFactor takes relative steps unless they are declined, and clips updates by itself."""
+    optimizer = settings.optimizer
+    if optimizer.optimizer_type != "AdaFactor":
+        return
+    if optimizer.max_grad_norm:
+        text = "AdaFactor limits its updates by itself; max_grad_norm limits the gradients besides"
+        yield "warning", "max_grad_norm", text, "set max_grad_norm=0"
+    if any(pair.replace(" ", "") == "relative_step=False" for pair in optimizer.optimizer_args):
+        return
+    declined = "or optimizer_args=relative_step=False"
+    if optimizer.lr_scheduler != "constant" or optimizer.lr_warmup_steps:
+        text = f"AdaFactor takes steps by a rule of its own, not by lr_scheduler={optimizer.lr_scheduler}"
+        yield "error", "lr_scheduler", text, f"set lr_scheduler=constant without warmup, {declined}"
+    for name in ("learning_rate", "learning_rate_te"):
+        if getattr(optimizer, name) != type(optimizer).model_fields[name].default:
+            text = f"{name} has no effect: AdaFactor takes steps by a rule of its own"
+            yield "warning", name, text, f"remove {name}, {declined}"
+
+
 def _text_encoder(settings: Settings) -> Iterator[Finding]:
     if settings.optimizer.learning_rate_te is not None and not settings.training.train_text_encoder:
         text = "learning_rate_te has no effect while the text encoder is frozen"
@@ -188,6 +216,8 @@ RULES: tuple[Rule, ...] = (
     _prediction,
     _clip_skip,
     _schedule,
+    _polynomial,
+    _adafactor,
     _text_encoder,
     _without_effect,
     _ema,

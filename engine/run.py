@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Self, get_args
@@ -14,6 +14,7 @@ from engine.errors import EngineError, safe_text
 from engine.events import Event, EventTail, read_events
 
 Verb = Literal["stop", "pause", "continue", "save", "sample", "set"]
+_STARTED = b'{"kind":"started"'
 
 
 def cache_dir() -> Path:
@@ -65,8 +66,24 @@ class RunFolder:
         return self.path / "requests"
 
     def holds_run(self) -> bool:
-        """Tell whether a run was started here before."""
-        return self.events_path.exists()
+        """Tell whether a run was started here before; one that was killed while it prepared never was."""
+        try:
+            with self.events_path.open("rb") as file:
+                return any(line.startswith(_STARTED) for line in file)
+        except OSError:
+            return False
+
+    def refuse_run(self) -> None:
+        """Refuse a folder that holds a run.
+
+        Raises:
+            EngineError: It does; the message names `resume`.
+        """
+        if self.holds_run():
+            shown = safe_text(str(self.path))
+            raise EngineError(
+                f"{shown} already holds a run: continue it with `sdtui resume {shown}` or choose another output_dir"
+            )
 
     @classmethod
     def create(cls, path: Path) -> Self:
@@ -77,10 +94,7 @@ class RunFolder:
         """
         folder = cls(path)
         shown = safe_text(str(path))
-        if folder.holds_run():
-            raise EngineError(
-                f"{shown} already holds a run: continue it with `sdtui resume {shown}` or choose another output_dir"
-            )
+        folder.refuse_run()
         try:
             folder.requests_folder.mkdir(parents=True, exist_ok=True)
             probe = path / f".writable-{os.getpid()}"
@@ -92,13 +106,25 @@ class RunFolder:
             ) from error
         return folder
 
-    def discard(self) -> None:
-        """Remove what a run that never started has left; anything else in the folder stays."""
-        for name in ("events.jsonl", "metrics.bin", "log.txt", "lock"):
+    def clear(self) -> None:
+        """Remove the events of a run that was killed before it started; call while the folder is locked."""
+        for name in ("events.jsonl", "metrics.bin"):
             (self.path / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # Not empty, so not only ours.
-            self.requests_folder.rmdir()
-            self.path.rmdir()
+
+    def discard(self, made: Sequence[Path] = (), *, keeps_log: bool = False) -> None:
+        """Remove what a run that never started has left, and of the folders in `made` those that are empty then.
+
+        Call when nothing of it is open or locked any more: Windows removes no open file.
+        """
+        if self.is_alive():
+            return  # Of another engine, which has taken the folder since.
+        with contextlib.suppress(OSError):  # What can't be removed does no harm.
+            self.clear()
+            (self.path / "lock").unlink(missing_ok=True)
+            if not keeps_log:
+                self.log_path.unlink(missing_ok=True)
+            for folder in (self.requests_folder, *sorted(made, reverse=True)):
+                folder.rmdir()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -154,6 +180,11 @@ class RunFolder:
         except FileNotFoundError:
             return []
         return [_take(self.requests_folder / name) for name in names if not name.startswith(".")]
+
+
+def missing_folders(path: Path) -> tuple[Path, ...]:
+    """Return which of a folder and those it lies in do not exist yet."""
+    return tuple(folder for folder in (path, *path.parents) if not folder.exists())
 
 
 def list_runs(parent: Path) -> list[RunFolder]:

@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,11 +88,12 @@ class Given:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedSettings:
-    """Checked settings, what to warn about, and where each given value stands."""
+    """Checked settings, what to warn about, where each given value stands, and the file they were read from."""
 
     settings: Settings
     warnings: tuple[Problem, ...]
     places: Mapping[str, str]
+    path: Path | None = None
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> LoadedSettings:
@@ -102,7 +103,7 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> LoadedSettings:
         ProblemsError: Every unknown key, wrong type and bad value, each with its line.
         EngineError: The file can't be read at all.
     """
-    return build([*givens_from_toml(path), *givens_from_overrides(overrides)])
+    return replace(build([*givens_from_toml(path), *givens_from_overrides(overrides)]), path=path)
 
 
 def givens_from_toml(path: Path) -> list[Given]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine.errors import EngineError, safe_text
 from engine.events import Event, Progress, Stage, Step
 
 
@@ -20,10 +21,12 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class Teller:
-    """Hands each event to every listener; the first is the run's own log."""
+    """Hands each event to every listener; the first is the run's own log, without which there is no run."""
 
     listeners: list[Listener]
     has_started: bool = False
+    step: int = 0
+    """Steps done, as last told."""
     _loss_sum: float = 0.0
     _steps: int = 0
 
@@ -33,23 +36,37 @@ class Teller:
         return self._loss_sum / max(1, self._steps)
 
     def __call__(self, event: Event) -> None:
-        """Tell all of them."""
+        """Tell all of them; a screen or pipe that is gone is told no more.
+
+        Raises:
+            EngineError: The run's log can't be written.
+        """
         self.has_started = self.has_started or event.kind == "started"
+        self.step = max(self.step, event.step)
         if isinstance(event, Step):
             self._loss_sum += event.loss
             self._steps += 1
-        for listener in self.listeners:
-            listener.emit(event)
+        log, *others = self.listeners
+        for listener in others:
+            try:
+                listener.emit(event)
+            except OSError:
+                self.listeners.remove(listener)
+        try:
+            log.emit(event)
+        except OSError as error:
+            cause = safe_text(error.strerror or str(error))
+            raise EngineError(f"events.jsonl can't be written ({cause}); free space in output_dir's disk") from error
 
     def progress(self, stage: Stage) -> Callable[[int, int | None], None]:
         """Return a callback that tells how far a stage is, at most ten times a second; a total of None is unknown."""
-        last = 0.0
+        last, told = 0.0, (-1, -1)
 
         def report(done: int, total: int | None) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last > 0.1 or done == total:
-                last = now
-                self(Progress(stage=stage, done=done, total=done if total is None else total))
+            nonlocal last, told
+            now, counts = time.monotonic(), (done, done if total is None else total)
+            if (now - last > 0.1 or done == total) and counts != told:
+                last, told = now, counts
+                self(Progress(stage=stage, done=counts[0], total=counts[1]))
 
         return report
