@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from engine.errors import EngineError
 from engine.models import atomic
 from engine.models.lazy import LazyTensor, lazy
-from engine.models.safetensors_io import open_safetensors, write_safetensors
+from engine.models.safetensors_io import is_finite, open_safetensors, write_safetensors
 
 from .models_support import header_file, write_tensors
 
@@ -142,6 +142,20 @@ def test_values_that_are_not_finite_once_written_are_refused(tmp_path, value):
         write_safetensors(path, poisoned, metadata={}, finite={"fine", "bad"})
     assert before == path.read_bytes()
     assert [path] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_found_among_many(dtype, value):
+    """In every type, wherever it stands; extremes that are finite, nothing at all and integers pass."""
+    for place in (0, 4567, 9999):
+        values = torch.linspace(-5, 5, 10_000)
+        values[place] = value
+        assert not is_finite(values.to(dtype))
+    extremes = torch.tensor([torch.finfo(dtype).min, torch.finfo(dtype).max], dtype=dtype)
+    assert is_finite(extremes)
+    assert is_finite(torch.zeros(0, dtype=dtype))
+    assert is_finite(torch.tensor([1, 2]))
 
 
 def test_a_failure_in_the_middle_leaves_the_file_of_before(tmp_path):
