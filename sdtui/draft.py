@@ -202,7 +202,11 @@ class Draft:
         return self._move_to(Snapshot(entries={**theirs, **mine}, base=text, label="file changed outside"))
 
     def _given(self, name: str, value: object) -> Given:
-        return Given(name=name, value=value, place=name, folder=Path.cwd(), is_text=True)
+        given = Given(name=name, value=value, place=name, folder=Path.cwd(), is_text=True)
+        # Text stands for a number where only that is allowed, such as "150" for max_token_length.
+        if isinstance(value, str) and value.isdecimal() and _is_refused(given):
+            return replace(given, value=int(value))
+        return given
 
     def _merged(self, values: Mapping[str, object], origin: Origin) -> dict[str, Entry]:
         entries = {name: entry for name, entry in self.now.entries.items() if name not in values}
@@ -354,6 +358,14 @@ def _resolved(given: Given) -> object:
         return build([given]).settings.flat().get(name, given.value)
     except ProblemsError:
         return given.value
+
+
+def _is_refused(given: Given) -> bool:
+    try:
+        build([given])
+    except ProblemsError:
+        return True
+    return False
 
 
 def _difference(before: Snapshot, after: Snapshot) -> frozenset[str]:

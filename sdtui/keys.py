@@ -119,6 +119,7 @@ KEYS: tuple[Key, ...] = (
     ]),
     *_keys("model", [
         ("d", "fetch", "Fetch", "Fetch a hub model now rather than at the start of the run."),
+        ("f", "fix", "Fix", "Fix the selected setting's or listed problem, else the first one that can be fixed."),
         ("r", "reset", "Reset", "Take the selected setting back to its default."),
     ], hidden=True),
     *_keys("data", [
@@ -144,6 +145,7 @@ KEYS: tuple[Key, ...] = (
     *_keys("options", [
         ("enter,e", "edit", "Edit", "Edit the selected setting; Space turns a switch."),
         ("slash", "search", "Search", "Search all settings by name and help."),
+        ("f", "fix", "Fix", "Fix the selected setting's or listed problem, else the first one that can be fixed."),
         ("r", "reset", "Reset", "Take the selected setting back to its default."),
         ("P", "presets", "Presets", "Apply a set of values: 12 GB, 16 GB, 24 GB, quality, quick test."),
     ]),

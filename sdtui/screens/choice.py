@@ -31,8 +31,9 @@ class ChoiceDialog(ModalScreen[str | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog")]
 
-    def __init__(self, title: str, text: str, choices: Sequence[Choice]) -> None:
+    def __init__(self, title: str, text: str, choices: Sequence[Choice], *, start: int = 0) -> None:
         super().__init__()
+        self._start = start
         self._title = title
         self._text = text
         self._choices = tuple(choices)
@@ -51,7 +52,7 @@ class ChoiceDialog(ModalScreen[str | None]):
         """Show the choices."""
         choices = self.query_one(RowList)
         choices.styles.height = min(len(self._choices), 12)
-        choices.show_rows(len(self._choices))
+        choices.show_rows(len(self._choices), cursor=self._start)
         choices.focus()
         self._explain()
 

@@ -16,7 +16,7 @@ from sdtui import format as fmt
 from sdtui.draft import Draft
 from sdtui.fixes import fix_text
 from sdtui.format import SEVERITY_MARKS, fit
-from sdtui.forms import ROWS, Row, rows_of, search
+from sdtui.forms import ROWS, Row, rows_of, search, shown_choice
 from sdtui.keys import bindings
 from sdtui.messages import ChangeSettings, DraftChanged, FixProblem, PlanChanged, PlanFailed, Say
 from sdtui.pages import WizardPage
@@ -49,7 +49,7 @@ class OptionsPage(WizardPage):
         with Vertical(classes="pane", id="groups-pane") as groups:
             groups.border_title = "Groups"
             yield RowList(self._group_row, name="groups")
-            yield Static("changed by\n* you  p preset\nf file a wizard", markup=False, classes="legend")
+            yield Static("* you   p preset\nf file  a wizard", markup=False, classes="legend")
         with Vertical(classes="pane", id="table-pane"):
             yield Input(placeholder="words of the name or the help; enter keeps, esc ends", id="search", compact=True)
             yield SettingTable(self.draft, name="settings")
@@ -154,7 +154,7 @@ class OptionsPage(WizardPage):
         if place := self.draft.place(row.name):
             facts.append(f"from {place}")
         lines: list[tuple[str, str] | str] = [row.help, "\n", ("; ".join(filter(None, facts)), "dim")]
-        lines += ["\n", (f"[{row.section}] {row.name}    --{row.name}    --set {row.name}=...", "dim")]
+        lines += ["\n", (f"[{row.section}] {row.name}   or   --{row.name}", "dim")]
         if problem:
             lines += ["\n", (f"{SEVERITY_MARKS[problem.severity]} {safe_text(problem.message, limit=300)}", "bold")]
         return Content.assemble(*lines)
@@ -198,6 +198,20 @@ class OptionsPage(WizardPage):
     def _entered(self, event: SettingTable.Entered) -> None:
         self._typed = None
         self.change({event.name: event.value})
+
+    @on(SettingTable.Opened)
+    def _open_choices(self, event: SettingTable.Opened) -> None:
+        self._choose(event.row)
+
+    @work(group="dialog")
+    async def _choose(self, row: Row) -> None:
+        present = fmt.setting(self.draft.value(row.name))
+        choices = [Choice(value=choice, title=shown_choice(choice) or "left out") for choice in row.choices]
+        start = next((index for index, choice in enumerate(row.choices) if shown_choice(choice) == present), 0)
+        dialog = ChoiceDialog(row.name, row.help, choices, start=start)
+        chosen = await self.app.push_screen_wait(dialog)
+        if chosen is not None:
+            self.change({row.name: chosen or None})
 
     @on(SettingTable.Typed)
     def _show_typed(self, event: SettingTable.Typed) -> None:

@@ -48,6 +48,12 @@ class SettingTable(RowList):
         value: object
 
     @dataclass
+    class Opened(Message):
+        """A setting with a few choices is to be set from a list."""
+
+        row: Row
+
+    @dataclass
     class Typed(Message):
         """A value is being typed; `problem` says why it can't be used."""
 
@@ -122,12 +128,15 @@ class SettingTable(RowList):
     # ---- editing
 
     def edit(self) -> None:
-        """Open the field on the value under the cursor; a switch turns at once."""
+        """Open the field on the value under the cursor; a switch turns at once, choices are listed."""
         row = self.row
         if row is None:
             return
         if row.kind == "switch":
             self.toggle()
+            return
+        if row.kind == "choice":
+            self.post_message(self.Opened(row))
             return
         names, values, _rest = self._widths(self.scrollable_content_region.width)
         field = self.query_one(ValueInput)
