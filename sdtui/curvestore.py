@@ -92,9 +92,7 @@ class _MetricsReader:
             # Read, not mapped: a map over a file that shrinks kills the process with SIGBUS.
             with self._path.open("rb") as file:
                 status = self._path.stat()
-                is_restarted = bool(self._offset) and (
-                    status.st_ino != self._file_id or status.st_size < self._offset
-                )
+                is_restarted = bool(self._offset) and (status.st_ino != self._file_id or status.st_size < self._offset)
                 if is_restarted:
                     self._offset = 0
                 self._file_id = status.st_ino
