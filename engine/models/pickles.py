@@ -35,8 +35,11 @@ def open_pickle(path: Path) -> TensorFile:
     """
     try:
         data, places = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
-    except (RefusedPickleError, zipfile.BadZipFile) as error:
+    except RefusedPickleError as error:
         _refuse(path, str(error))
+    # What zipfile raises on damaged files, found by changing random bytes.
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
+        _refuse(path, f"it is damaged ({error or type(error).__name__})")
     return _tensor_file(path, data, places)
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import random
 import struct
 import time
 import zipfile
@@ -255,6 +256,26 @@ def test_every_truncation_is_noticed(tmp_path):
             (tmp_path / "cut.ckpt").write_bytes(whole[:length])
             with pytest.raises(EngineError, match="refused"):
                 open_pickle(tmp_path / "cut.ckpt")
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_random_damage_never_breaks_out(tmp_path, is_zip):
+    """Whatever bytes are changed or lost, the file is read or refused."""
+    torch.save({"state_dict": {"a": torch.ones(4)}}, tmp_path / "x.ckpt", _use_new_zipfile_serialization=is_zip)
+    whole = (tmp_path / "x.ckpt").read_bytes()
+    rng, refused = random.Random(7), 0
+    for _ in range(1500):
+        data = bytearray(whole)
+        for _ in range(rng.choice([1, 3])):
+            place = rng.randrange(len(data))
+            data[place : place + rng.randrange(3)] = bytes([rng.choice([0, 1, 46, 127, 128, 255, rng.randrange(256)])])
+        (tmp_path / "x.ckpt").write_bytes(data)
+        try:
+            for tensor in open_pickle(tmp_path / "x.ckpt").tensors.values():
+                tensor.tensor()
+        except EngineError:
+            refused += 1
+    assert refused > 500
 
 
 def test_what_ours_writes_torch_loads(tmp_path):
