@@ -6,6 +6,7 @@ Dimension key: N pictures.
 """
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -102,6 +103,15 @@ def tokens_of(plan: Plan, caption: str) -> int:
     """Return the tokens of one caption before truncation."""
     model = plan.settings.model
     return count_tokens([caption], tokenizer(v2=bool(model.v2)), weighted=model.weighted_captions)[0]
+
+
+def kept_length(plan: Plan, caption: str) -> int:
+    """Return how many characters of a caption the text encoder reads, to the end of the last whole word."""
+    limit = capacity(plan.settings.model.max_token_length)
+    if tokens_of(plan, caption) <= limit:
+        return len(caption)
+    ends = [match.end() for match in re.finditer(r"\S+", caption)]
+    return ends[bisect_right(ends, limit, key=lambda end: tokens_of(plan, caption[:end])) - 1]
 
 
 def examine(plan: Plan, *, is_stopped: Callable[[], bool] = lambda: False) -> DataFacts:

@@ -43,6 +43,7 @@ SCOPES = {
     "doctor": "Doctor",
     "picture": "Picture viewer",
     "dialog": "Dialogs",
+    "shape": "Wizard: Buckets, settings",
     "list": "Lists",
 }
 
@@ -135,13 +136,18 @@ KEYS: tuple[Key, ...] = (
         ("x", "remove", "Remove", "Take the selected folder out of the data set; its files stay."),
     ], hidden=True),
     *_keys("buckets", [
-        ("enter", "view", "Pictures", "List the bucket's pictures, those that lose most first."),
-        ("e", "edit", "Edit", "Edit resolution, steps and batch size."),
+        ("enter", "view", "Pictures", "On a bucket: list its pictures, those that lose most first; there: show one."),
+        ("e", "edit", "Edit", "Type a value for the selected setting."),
         ("u", "toggle_upscale", "Upscale", "Allow or forbid enlarging small pictures."),
         ("b", "toggle_buckets", "Buckets", "Turn aspect-ratio buckets on or off."),
         ("plus", "more", "Batch+", "Take one picture more in a batch."),
         ("minus", "fewer", "Batch-", "Take one picture fewer in a batch."),
+        ("s", "shapes", "Shapes", "Show how many pictures there are of each shape and size."),
     ]),
+    *_keys("shape", [
+        ("left,h", "step(-1)", "Less", "Take the value before."),
+        ("right,l", "step(1)", "More", "Take the value after."),
+    ], hidden=True),
     *_keys("options", [
         ("enter,e", "edit", "Edit", "Edit the selected setting; Space turns a switch."),
         ("slash", "search", "Search", "Search all settings by name and help."),
