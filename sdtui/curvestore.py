@@ -133,12 +133,13 @@ class _LineReader:
             return [], False
         self._offset += len(data)
         has_more = len(data) == BYTES_AT_ONCE
-        whole, newline, torn = (self._torn + data).rpartition(b"\n")
-        self._torn = torn if len(torn) <= LINE_LIMIT else b""
-        return (self._choose(whole + newline, stride) if newline else []), has_more
+        data = self._torn + data
+        end = data.rfind(b"\n") + 1
+        self._torn = data[end:] if len(data) - end <= LINE_LIMIT else b""
+        return (self._choose(data, end, stride) if end else []), has_more
 
-    def _choose(self, data: bytes, stride: int) -> list[bytes]:
-        octets = np.frombuffer(data, np.uint8)
+    def _choose(self, data: bytes, end: int, stride: int) -> list[bytes]:
+        octets = np.frombuffer(data, np.uint8, end)
         ends = np.flatnonzero(octets == ord("\n"))
         starts = np.concatenate(([0], ends[:-1] + 1))
         is_step = ends - starts > len(_STEP_PREFIX)

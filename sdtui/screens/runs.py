@@ -29,7 +29,6 @@ from sdtui.screens.train import picture_mode
 from sdtui.screens.train_dialogs import TextDialog
 from sdtui.screens.train_keys import extra_bindings
 from sdtui.summary import RunSummary, summaries
-from sdtui.terminal import detect
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.plot import Plot
 from sdtui.widgets.row_list import Cell, RowList
@@ -103,7 +102,6 @@ class RunsScreen(Screen[None]):
         self._differences: list[tuple[str, list[str]]] = []
         self._undo: list[tuple[Path, Path]] = []
         self._filter, self._sort, self._decay = "", "time", DECAYS[0]
-        self._terminal = detect()
 
     # ---- layout
 
@@ -116,10 +114,10 @@ class RunsScreen(Screen[None]):
                 yield VirtualTable(COLUMNS, self._run_row, name="run-rows", empty="no run in this folder")
                 yield Input(placeholder="show runs that hold this text", id="run-filter", compact=True)
             with Vertical(classes="pane", id="overlay"):
-                yield Plot(name="plot", is_ascii=self._terminal.use_ascii)
+                yield Plot(name="plot", is_ascii=self._app.terminal.use_ascii)
             with Vertical(classes="pane", id="differences"):
                 yield VirtualTable((), self._difference_row, name="difference-rows", empty="no difference")
-            yield SameSamples(picture_mode(self._terminal), name="same", slots=LIMIT)
+            yield SameSamples(picture_mode(self._app.terminal), name="same", slots=LIMIT)
         yield StatusLine()
         yield KeyFooter()
 

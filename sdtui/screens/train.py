@@ -22,7 +22,7 @@ from sdtui.keys import bindings
 from sdtui.runstate import ENDED, RunState
 from sdtui.screens import train_view
 from sdtui.screens.train_keys import extra_bindings
-from sdtui.terminal import Terminal, detect
+from sdtui.terminal import Terminal
 from sdtui.widgets.event_log import EventLog
 from sdtui.widgets.gallery import Gallery
 from sdtui.widgets.key_footer import KeyFooter
@@ -80,7 +80,6 @@ class TrainScreen(Screen[None]):
         self.folder = folder
         self.state = RunState()
         self._engine = engine
-        self._terminal = detect()
         self._reader = RunReader(folder)
         self._cadence = train_view.Cadence()
         self._is_reading = False
@@ -124,6 +123,10 @@ class TrainScreen(Screen[None]):
     @property
     def _app(self) -> "SdtuiApp":
         return cast("SdtuiApp", self.app)
+
+    @property
+    def _terminal(self) -> Terminal:
+        return self._app.terminal
 
     @property
     def _plot(self) -> RunPlot:
