@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from engine.headless import EngineThread
     from engine.settings_io import LoadedSettings
     from sdtui.driver import TerminalFile
+
+
+WARM_MODULES = (
+    "engine.settings_io", "sdtui.draft", "sdtui.screens.wizard", "sdtui.screens.model", "sdtui.screens.options",
+    "engine.headless",
+)  # fmt: skip
 
 
 def _key_provider() -> type[Provider]:
@@ -141,12 +148,9 @@ class SdtuiApp(App[str]):
     @work(thread=True, group="warm-up")
     def _warm_up(self) -> None:
         """Import what the wizard needs while Home is read, so that its first key does not wait."""
-        import engine.settings_io
-
-        time.sleep(0.05)
-
-        time.sleep(0.05)
-        import engine.headless  # noqa: F401
+        for name in WARM_MODULES:
+            import_module(name)
+            time.sleep(0.05)
 
     def _repaint(self) -> None:
         self.screen.refresh(layout=True)

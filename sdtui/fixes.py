@@ -28,7 +28,14 @@ def fix_for(draft: Draft, problem: Problem) -> Changes | None:
 
 def fix_text(changes: Changes) -> str:
     """Return a fix in a few words, such as "lr_warmup_steps back to default"."""
-    return ", ".join(f"{name} {'to default' if value is None else f'= {value}'}" for name, value in changes.items())
+    return ", ".join(
+        f"{name} {'to default' if value is None else f'= {_short(value)}'}" for name, value in changes.items()
+    )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"...{text[-20:]}"
 
 
 def _errors(snapshot: Snapshot) -> set[tuple[str, str]]:

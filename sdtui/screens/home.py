@@ -16,7 +16,7 @@ from textual.widgets import Input, Static
 
 from engine.run import list_runs
 from sdtui import recent
-from sdtui.format import STATES, ago, fit
+from sdtui.format import STATES, ago, fit, plural
 from sdtui.keys import bindings, keys_of
 from sdtui.messages import OpenRun
 from sdtui.summary import RunSummary, summaries
@@ -307,7 +307,7 @@ def describe(run: RunSummary) -> str:
     lines = [f"{STATES[run.state]} {run.state}  {run.step}/{run.steps}{share}"]
     if run.loss is not None:
         lines.append(f"loss {run.loss:.4f} (last 50 steps)")
-    lines.append(f"{run.models} model files   {ago(run.time)}")
+    lines.append(f"{plural(run.models, 'model')} saved   {ago(run.time)}")
     if run.message:
         lines += ["", run.message]
     return "\n".join([*lines, "", recent.shown_path(run.path)])

@@ -49,7 +49,7 @@ class OptionsPage(WizardPage):
         with Vertical(classes="pane", id="groups-pane") as groups:
             groups.border_title = "Groups"
             yield RowList(self._group_row, name="groups")
-            yield Static("* you   p preset\nf file  a wizard", markup=False, classes="legend")
+            yield Static("* you  p preset\nf file a wizard", markup=False, classes="legend")
         with Vertical(classes="pane", id="table-pane"):
             yield Input(placeholder="words of the name or the help; enter keeps, esc ends", id="search", compact=True)
             yield SettingTable(self.draft, name="settings")

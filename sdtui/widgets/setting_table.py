@@ -25,7 +25,7 @@ class ValueInput(Input):
     """The field in which a value is typed."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "give_up", "Leave", show=True),
+        Binding("escape", "give_up", "Leave", key_display="esc"),
         Binding("up,down", "give_up", show=False),
     ]
 
@@ -65,6 +65,11 @@ class SettingTable(RowList):
         self._rows: tuple[Row, ...] = ()
         self._edited = ""
         self._has_sections = False
+
+    @property
+    def is_container(self) -> bool:
+        """Textual lays out no children of a virtual list unless it is told so."""
+        return True
 
     def compose(self) -> ComposeResult:
         """Hold the field ready."""
@@ -144,7 +149,7 @@ class SettingTable(RowList):
             field.value = fmt.setting(self._draft.value(row.name))
         field.placeholder = f"default: {row.default_text}"
         field.styles.width = values + 1
-        field.styles.offset = (names + 2, self.cursor - self.scroll_offset.y)
+        field.styles.offset = (names + 2, self.cursor)  # Counted from the first row, seen or not.
         field.display = True
         self._edited = row.name
         field.focus()

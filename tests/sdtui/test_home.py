@@ -41,6 +41,11 @@ def home(app):
     return text_of(app)
 
 
+def list_folders():
+    """The folders of the runs."""
+    return [*Path("runs").iterdir()]
+
+
 @asynccontextmanager
 async def open_home(size=(80, 24)):
     """Open the app at a size."""
@@ -65,7 +70,7 @@ async def test_an_empty_home_says_what_to_press():
 
 
 async def test_every_run_shows_its_own_state(runs):
-    states = {path.name: summarise(path).state for path in Path("runs").iterdir()}
+    states = {path.name: summarise(path).state for path in list_folders()}
 
     assert states == {"mychar-01": "finished", "style [b]x": "failed", "\u732b-killed": "crashed"}
 

@@ -255,6 +255,16 @@ async def test_a_value_is_typed_checked_and_undone():
         assert app.screen.draft.value("learning_rate") == 5e-6
 
 
+async def test_the_value_is_typed_where_it_stands():
+    """Also in a group that is longer than the screen."""
+    async with open_wizard() as (app, pilot):
+        await go_to(app, pilot, "caption_suffix")
+        await press(pilot, "enter", *"by me")
+
+        line = next(line for line in text_of(app).splitlines() if "caption_suffix  " in line)
+        assert "by me" in line
+
+
 async def test_esc_leaves_a_value_as_it_was():
     async with open_wizard() as (app, pilot):
         await go_to(app, pilot, "seed")
