@@ -23,9 +23,8 @@ max_train_steps = {steps}
 seed = 42
 
 [optimizer]
-learning_rate = 3e-4
-lr_scheduler = "constant_with_warmup"
-lr_warmup_steps = 10
+learning_rate = 5e-4
+lr_scheduler = "cosine"
 
 [memory]
 cache_latents = true
@@ -61,11 +60,11 @@ PROMPTS = """\
 # One prompt a line: --w width --h height --s steps --l guidance --d seed
 a red heart on a white background --w 128 --h 128 --s 20 --l 4 --d 1
 a blue heart on a yellow background --w 128 --h 128 --s 20 --l 4 --d 2
-a green heart on a black background --w 128 --h 128 --s 20 --l 4 --d 3
-a red circle on a blue background --w 128 --h 128 --s 20 --l 4 --d 4
+a green heart on a red background --w 128 --h 128 --s 20 --l 4 --d 3
+a purple heart on a green background --w 192 --h 64 --s 20 --l 4 --d 4
 """
 
-STEPS = 300
+STEPS = 500
 
 
 def demo(arguments: Sequence[str]) -> int:
