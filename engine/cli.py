@@ -19,7 +19,7 @@ DONE, FAILED, WRONG = 0, 1, 2
 # Verbs of the contract whose issue has not landed: refused by name.
 LATER = {
     "resume": "exact resume is not available yet; start a new run from the last saved model",
-    "attach": "the training screen is not available yet; follow events.jsonl in the run folder",
+    "attach": "the training screen belongs to sdtui: `sdtui attach DIR`, or follow events.jsonl in the run folder",
     "serve": "the app in a browser is not available yet",
     "memory": "the graphics-memory forecast is not available yet",
     "data": "captioning and metadata tools are not available yet",

@@ -75,6 +75,7 @@ def demo(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"optimizer steps [{STEPS}]")
     parsed = parser.parse_args(list(arguments))
     from engine.cli import main
+    from sdtui.__main__ import has_terminal, open_wizard
 
     try:
         write_project(parsed.dir, steps=parsed.steps)
@@ -82,6 +83,8 @@ def demo(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     sys.stderr.write(f"the starter project is in {safe_text(str(parsed.dir))}\n")
+    if has_terminal() and not parsed.headless:
+        return open_wizard(parsed.dir / "run.toml")
     return main(["train", str(parsed.dir / "run.toml")], program="sdtui")
 
 
