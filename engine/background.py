@@ -36,13 +36,14 @@ def start_in_background(run: Path, overrides: Sequence[str] = ()) -> int:
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0),
     )
     assert process.stdout is not None
-    try:
-        if any(READY in line for line in process.stdout):
-            return process.pid
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        raise
+    with process.stdout as said:
+        try:
+            if any(READY in line for line in said):
+                return process.pid
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
     process.wait()
     raise EngineError("the run was not started in the background")
 
