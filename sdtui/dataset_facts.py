@@ -6,6 +6,7 @@ Dimension key: N pictures.
 """
 
 import re
+import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,9 @@ from engine.tokens import ClipTokenizer, capacity, count_tokens, load_tokenizer
 
 Rows = NDArray[np.int64]
 
-PORTION = 1000  # Captions looked at between two questions whether to go on.
+PORTION = 200  # Captions looked at between two questions whether to go on,
+BREATH_SECONDS = 0.002  # and a moment without the interpreter lock, in which the screen draws and answers keys.
+MATCHED = 10_000  # Names and captions searched between the two.
 TAGS_KEPT = 5000
 _COUNT = re.compile(r"(\d+) ")
 _RANK: Mapping[Severity, int] = {"error": 0, "warning": 1, "info": 2}
@@ -72,8 +75,6 @@ class DataFacts:
     """The most frequent tags (or words, where captions are sentences) with their counts, the most frequent first."""
     num_tags: int
     is_words: bool
-    characters: float
-    """Mean characters of a caption."""
 
     @property
     def truncated_N(self) -> Rows:  # noqa: N802 - a shape suffix
@@ -126,17 +127,15 @@ def examine(plan: Plan, *, is_stopped: Callable[[], bool] = lambda: False) -> Da
     tokens: list[int] = []
     tags: Counter[str] = Counter()
     words: Counter[str] = Counter()
-    characters = parts = 0
+    parts = 0
     for captions in _portions(plan, options):
-        if is_stopped():
-            raise StoppedError
+        _breathe(is_stopped)
         tokens += count_tokens([text for text, _ in captions], clip, weighted=model.weighted_captions)
         for text, separator in captions:
             found = [part.strip() for part in text.split(separator)]
             tags.update(part for part in found if part)
             words.update(text.lower().replace(separator, " ").split())
             parts += len(found)
-            characters += len(text)
     is_words = parts < 2 * len(tokens)
     counts = words if is_words else tags
     return DataFacts(
@@ -145,8 +144,13 @@ def examine(plan: Plan, *, is_stopped: Callable[[], bool] = lambda: False) -> Da
         tags=tuple(counts.most_common(TAGS_KEPT)),
         num_tags=len(counts),
         is_words=is_words,
-        characters=characters / max(1, len(tokens)),
     )
+
+
+def _breathe(is_stopped: Callable[[], bool]) -> None:
+    if is_stopped():
+        raise StoppedError
+    time.sleep(BREATH_SECONDS)
 
 
 def _full(options: CaptionOptions) -> CaptionOptions:
@@ -169,6 +173,18 @@ def _portions(plan: Plan, options: Sequence[CaptionOptions]) -> Iterator[list[tu
         yield [(full_caption(plan, row), options[int(subsets[row])].caption_separator) for row in rows]
 
 
+def is_same_data(one: Plan, other: Plan) -> bool:
+    """Tell whether two plans have the same files and captions and read them alike, so that their facts are the same."""
+    return (
+        one.settings.model == other.settings.model
+        and [subset.caption for subset in one.config.subsets] == [subset.caption for subset in other.config.subsets]
+        and np.array_equal(one.catalog.modified_N, other.catalog.modified_N)
+        and np.array_equal(one.catalog.subsets_N, other.catalog.subsets_N)
+        and one.catalog.paths == other.catalog.paths
+        and one.catalog.captions == other.catalog.captions
+    )
+
+
 # ---- finding pictures
 
 
@@ -182,8 +198,8 @@ def matching(plan: Plan, rows_N: Rows, text: str, *, is_stopped: Callable[[], bo
     keys, captions = plan.catalog.keys, plan.catalog.captions
     found = []
     for number, row in enumerate(rows_N.tolist()):
-        if number % PORTION == 0 and is_stopped():
-            raise StoppedError
+        if number % MATCHED == 0:
+            _breathe(is_stopped)
         if wanted in keys[row].casefold() or wanted in captions[row].casefold():
             found.append(row)
     return np.array(found, np.int64)

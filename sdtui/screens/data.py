@@ -18,9 +18,9 @@ from textual.worker import get_current_worker
 
 from engine.dataset.duplicates import DuplicateGroup, find_duplicates
 from engine.dataset.scan import ScanCancelledError
-from engine.errors import EngineError, Problem, safe_text
+from engine.errors import EngineError, safe_text
 from engine.run import cache_dir
-from sdtui.dataset_facts import DataFacts, Group, Rows, StoppedError, examine, groups_of, matching
+from sdtui.dataset_facts import DataFacts, Group, Rows, StoppedError, examine, groups_of, is_same_data, matching
 from sdtui.dataset_file import Changes, add_source, remove_source, set_part
 from sdtui.draft import Draft
 from sdtui.format import SEVERITY_MARKS, count, fit
@@ -50,11 +50,11 @@ class DataPage(WizardPage):
 
     @dataclass
     class Examined(Message):
-        """A thread has looked at all captions, and then for pictures that are there twice."""
+        """A thread has found something out: first what the scan told, then captions, then pictures there twice."""
 
         plan: "Plan"
-        facts: DataFacts
-        duplicates: tuple[DuplicateGroup, ...] = ()
+        groups: tuple[Group, ...]
+        facts: DataFacts | None = None
 
     @dataclass
     class Matched(Message):
@@ -66,10 +66,11 @@ class DataPage(WizardPage):
 
     def __init__(self, draft: Draft, *, plan: "Plan | None" = None) -> None:
         super().__init__(draft, plan=plan)
+        self._shown: Plan | None = None
+        """The plan that is drawn; a newer one takes its place once a thread has looked at it."""
         self._facts: DataFacts | None = None
-        self._duplicates: tuple[DuplicateGroup, ...] = ()
-        self._problems: tuple[Problem, ...] = ()
         self._groups: tuple[Group, ...] = ()
+        self._known: tuple[Plan, DataFacts, tuple[DuplicateGroup, ...]] | None = None
         self._rows_N = _NO_ROWS
         self._files: Sequence[tuple[str, str]] = ()
         self._filter = ""
@@ -135,57 +136,62 @@ class DataPage(WizardPage):
     @on(PlanChanged)
     def _plan_changed(self, event: PlanChanged) -> None:
         self.plan, self._scanned = event.plan, None
-        self._problems = event.plan.problems if event.plan else ()
-        self._facts, self._duplicates = None, ()
         if event.plan is not None:
             self._examine(event.plan)
-        self._draw_groups()
+        else:
+            self._shown = self._facts = None
+            self._draw_groups(())
 
     @on(PlanFailed)
     def _plan_failed(self, event: PlanFailed) -> None:
-        self.plan, self._scanned, self._problems = None, None, event.problems
-        self._draw_groups()
+        self.plan = self._shown = self._scanned = None
+        self._draw_groups(groups_of(event.problems))
 
     @on(PlanProgress)
     def _progress(self, event: PlanProgress) -> None:
         self._scanned = event.done, event.total
         self._draw_source()
 
-    @work(thread=True, exclusive=True, group="examine")
+    # Textual describes a worker by the repr of its arguments, which for a plan of 100,000 pictures takes 0.6 s.
+    @work(thread=True, exclusive=True, group="examine", description="examine")
     def _examine(self, plan: "Plan") -> None:
         worker = get_current_worker()
-        try:
-            facts = examine(plan, is_stopped=lambda: worker.is_cancelled)
-            self.post_message(self.Examined(plan, facts))
-            found = find_duplicates(plan.catalog, cache_dir=cache_dir(), cancel=lambda: worker.is_cancelled)
-            self.post_message(self.Examined(plan, facts, found))
-        except (StoppedError, ScanCancelledError):
-            return
+        known, facts, twice = self._known or (None, None, ())
+        if known is None or facts is None or not is_same_data(known, plan):
+            self.post_message(self.Examined(plan, groups_of(plan.problems, plan)))
+            try:
+                facts = examine(plan, is_stopped=lambda: worker.is_cancelled)
+                self.post_message(self.Examined(plan, groups_of(plan.problems, plan, facts), facts))
+                twice = find_duplicates(plan.catalog, cache_dir=cache_dir(), cancel=lambda: worker.is_cancelled)
+            except (StoppedError, ScanCancelledError):
+                return
+            self._known = plan, facts, twice
+        self.post_message(self.Examined(plan, groups_of(plan.problems, plan, facts, twice), facts))
 
     @on(Examined)
     def _take_facts(self, event: Examined) -> None:
         if self.plan is not None and event.plan.catalog is self.plan.catalog:
-            self._facts, self._duplicates = event.facts, event.duplicates
-            self._draw_groups()
+            self._shown, self._facts = event.plan, event.facts
+            self._draw_groups(event.groups)
 
     # ---- drawing
 
     def _draw_source(self) -> None:
-        self.query_one(SourceLine).show(self.draft.settings, self.plan, self._scanned)
+        self.query_one(SourceLine).show(self.draft.settings, self._shown, self._scanned)
 
-    def _draw_groups(self) -> None:
+    def _draw_groups(self, groups: tuple[Group, ...]) -> None:
         selected = self.group.code if self.group else ""
-        self._groups = groups_of(self._problems, self.plan, self._facts, self._duplicates)
+        self._groups = groups
         place = next((place for place, group in enumerate(self._groups, start=1) if group.code == selected), 0)
-        has_any = self.plan is not None or bool(self._groups)
+        has_any = self._shown is not None or bool(self._groups)
         self._list("findings").show_rows(len(self._groups) + 1 if has_any else 0, cursor=place)
         self._draw_pictures()
-        self._side.show(self.plan, self._facts)
+        self._side.show(self._shown, self._facts)
         self._draw_source()
 
     def _group_row(self, index: int, width: int) -> list[Cell]:
         if index == 0:
-            shown = count(self.plan.num_images) if self.plan else "-"
+            shown = count(self._shown.num_images) if self._shown else "-"
             return [("   ", ""), (fit(shown, 7, is_right=True), ""), (fit("  all pictures", width - 10), "")]
         group = self._groups[index - 1]
         return [
@@ -201,15 +207,15 @@ class DataPage(WizardPage):
         fix = f"f: {group.fix}" if group and group.changes else group.fix if group else ""
         self.query_one("#findings-pane").border_subtitle = Content(fix)
         self._files = group.files if group else ()
-        if self.plan is None:
+        if self._shown is None:
             self._show_rows(_NO_ROWS)
         elif self._filter:
-            rows_N = group.rows_N if group else np.arange(self.plan.num_images)
-            self._match(self.plan, rows_N, self._filter, group.code if group else "")
+            rows_N = group.rows_N if group else np.arange(self._shown.num_images)
+            self._match(self._shown, rows_N, self._filter, group.code if group else "")
         else:
-            self._show_rows(group.rows_N if group else np.arange(self.plan.num_images))
+            self._show_rows(group.rows_N if group else np.arange(self._shown.num_images))
 
-    @work(thread=True, exclusive=True, group="match")
+    @work(thread=True, exclusive=True, group="match", description="match")
     def _match(self, plan: "Plan", rows_N: Rows, text: str, group: str) -> None:
         worker = get_current_worker()
         try:
@@ -235,22 +241,22 @@ class DataPage(WizardPage):
         if index >= len(self._rows_N):
             where, message = self._files[index - len(self._rows_N)]
             return [(f" {Path(where).name or '-'}: {message}", "bad"), ("", ""), ("", "")]
-        assert self.plan is not None
+        assert self._shown is not None
         row = int(self._rows_N[index])
-        width, height = self.plan.catalog.sizes_N2[row].tolist()
+        width, height = self._shown.catalog.sizes_N2[row].tolist()
         tokens = str(self._facts.tokens_N[row]) if self._facts is not None else ""
         is_cut = self._facts is not None and self._facts.tokens_N[row] > self._facts.limit
         peers = self.group.peers if self.group else None
-        twin = f"  = {self.plan.catalog.keys[peers[row]]}" if peers and row in peers else ""
+        twin = f"  = {self._shown.catalog.keys[peers[row]]}" if peers and row in peers else ""
         return [
-            (f" {self.plan.catalog.keys[row]}{twin}", ""),
+            (f" {self._shown.catalog.keys[row]}{twin}", ""),
             (f"{width}\u00d7{height}", "dim"),
             (tokens + ("!" if is_cut else ""), "warn" if is_cut else "dim"),
         ]
 
     @on(RowList.Moved, "#pictures")
     def _draw_picture(self) -> None:
-        self._pane.show(self.plan, self.row)
+        self._pane.show(self._shown, self.row)
 
     # ---- beside it
 
@@ -320,9 +326,9 @@ class DataPage(WizardPage):
         from sdtui.screens.picture_viewer import PictureViewer
         from sdtui.screens.train import picture_mode
 
-        assert self.plan is not None
+        assert self._shown is not None
         mode = picture_mode(self.app.terminal)  # type: ignore[attr-defined]
-        viewer = PictureViewer(self.plan, self._rows_N, self._list("pictures").cursor, mode)
+        viewer = PictureViewer(self._shown, self._rows_N, self._list("pictures").cursor, mode)
         self.app.push_screen(viewer, self._viewed)
 
     def _viewed(self, place: int | None) -> None:
@@ -360,13 +366,13 @@ class DataPage(WizardPage):
         """Edit the options of the folder under the cursor, else of the folder that the picture lies in."""
         from sdtui.screens.subset_dialog import SubsetDialog
 
-        if self.plan is None:
+        if self._shown is None:
             self.post_message(Say("there is no folder to edit: a adds one"))
             return
         number = self._side.folder
         if number is None:
-            number = int(self.plan.catalog.subsets_N[self.row]) if self.row is not None else 0
-        self.app.push_screen(SubsetDialog(self.draft, self.plan.config, number, self.change_by))
+            number = int(self._shown.catalog.subsets_N[self.row]) if self.row is not None else 0
+        self.app.push_screen(SubsetDialog(self.draft, self._shown.config, number, self.change_by))
 
     def action_fix(self) -> None:
         """Fix the finding, where a setting does it."""
@@ -374,7 +380,7 @@ class DataPage(WizardPage):
         if group is None or group.changes is None:
             hint = f"{group.title}: {group.fix or 'nothing needs to be done'}" if group else "choose a finding first"
             self.post_message(Say(hint))
-        elif self.plan is not None and set(group.changes) <= _PARTS_KEYS and len(self.plan.config.datasets) == 1:
+        elif self._shown is not None and set(group.changes) <= _PARTS_KEYS and len(self._shown.config.datasets) == 1:
             self.change_by(partial(set_part, self.draft, 0, group.changes), group.fix)
         else:
             self.change(group.changes, group.fix)

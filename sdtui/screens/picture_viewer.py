@@ -50,8 +50,8 @@ class PictureViewer(ModalScreen[int]):
     PictureViewer #viewer { width: 96%; height: 94%; background: $background; }
     PictureViewer #pair { height: 1fr; min-height: 4; }
     PictureViewer .half { width: 1fr; height: 1fr; }
-    PictureViewer .half CropPicture { width: 1fr; height: 1fr; color: $text-muted; }
-    PictureViewer .half Static { height: 1; width: 1fr; text-align: center; color: $text-muted; }
+    PictureViewer .half CropPicture { width: 1fr; height: 1fr; color: $muted; }
+    PictureViewer .half Static { height: 1; width: 1fr; text-align: center; color: $muted; }
     PictureViewer .line { height: 1; padding: 0 1; }
     PictureViewer #caption { height: auto; max-height: 4; padding: 0 1; }
     PictureViewer #draws { height: 6; }

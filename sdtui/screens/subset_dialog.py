@@ -34,7 +34,7 @@ class SubsetDialog(ModalScreen[None]):
     CSS = """
     SubsetDialog RowList { height: 1fr; }
     SubsetDialog .dialog { height: 90%; }
-    SubsetDialog #option-help { height: 2; color: $text-muted; }
+    SubsetDialog #option-help { height: 2; color: $muted; }
     SubsetDialog #option-value { display: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog")]

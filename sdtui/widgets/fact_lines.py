@@ -12,7 +12,7 @@ from sdtui.format import fit
 Line = tuple[str, str, str]
 """A label or a mark, a text, and a style: "", "good", "warn", "bad" or "dim"."""
 
-_STYLES = {"good": "$success", "warn": "$warning", "bad": "$error", "dim": "$text-muted", "": ""}
+_STYLES = {"good": "$success", "warn": "$warning", "bad": "$error", "dim": "$muted", "": ""}
 
 
 class FactLines(Static):

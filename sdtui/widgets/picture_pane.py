@@ -22,7 +22,7 @@ class PicturePane(Vertical):
 
     DEFAULT_CSS = """
     PicturePane { height: 1fr; width: 1fr; }
-    PicturePane CropPicture { height: 1fr; width: 1fr; color: $text-muted; min-height: 2; }
+    PicturePane CropPicture { height: 1fr; width: 1fr; color: $muted; min-height: 2; }
     PicturePane .picture-facts { height: 1; padding: 0 1; }
     PicturePane .picture-caption { height: auto; max-height: 4; padding: 0 1; }
     Screen.-tall PicturePane .picture-caption { max-height: 8; }
@@ -79,8 +79,8 @@ def caption_content(plan: "Plan", caption: str) -> Content:
     shown = caption[:SHOWN]
     limit = capacity(plan.settings.model.max_token_length)
     tokens, kept = tokens_of(plan, caption), kept_length(plan, shown)
-    head = (f"{tokens}/{limit} ", "$warning" if tokens > limit else "$text-muted")
+    head = (f"{tokens}/{limit} ", "$warning" if tokens > limit else "$muted")
     parts: list[tuple[str, str] | str] = [head, safe_text(shown[:kept], limit=SHOWN)]
     if tokens > limit:
-        parts += [("  \u2717 not read: ", "$warning"), (safe_text(shown[kept:], limit=SHOWN), "strike $text-muted")]
+        parts += [("  \u2717 not read: ", "$warning"), (safe_text(shown[kept:], limit=SHOWN), "strike $muted")]
     return Content.assemble(*parts)
