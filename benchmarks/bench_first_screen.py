@@ -36,12 +36,12 @@ def key_latencies(env: dict[str, str], presses: int) -> list[float]:
     try:
         process.read_until(READY)
         for press in range(presses):
-            process.output = b""
+            time.sleep(0.03)
+            process.drain()
             start = time.monotonic()
             process.press(b"j" if press % 14 < 7 else b"k")
             process.read_until(b"\x1b[")
             seconds.append(time.monotonic() - start)
-            time.sleep(0.02)
     finally:
         process.close()
     return sorted(seconds)

@@ -4,6 +4,7 @@ import errno
 import os
 import select
 import termios
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -42,16 +43,12 @@ class TerminalFile:
 
     def write(self, text: str) -> int:
         """Write text, or drop it; never raises and waits at most `STALL_SECONDS`."""
-        data = text.encode(self.encoding, "replace")
-        if self._is_stalled and self._is_ready(0):
-            self._is_stalled = False
-            data = _CANCEL.encode() + data
+        was_stalled = self._is_stalled
+        data = ((_CANCEL if was_stalled else "") + text).encode(self.encoding, "replace")
+        # After a stall nothing waits any more, until a whole text was taken.
+        self._is_stalled = not self._write_all(data, patience=0.0 if was_stalled else STALL_SECONDS)
+        if was_stalled and not self._is_stalled:
             self.on_resumed()
-        while data and not self.is_lost and not self._is_stalled:
-            if not self._is_ready(STALL_SECONDS):
-                self._is_stalled = True
-                break
-            data = data[self._write_some(data) :]
         return len(text)
 
     def check(self) -> None:
@@ -67,6 +64,19 @@ class TerminalFile:
             return tuple(os.get_terminal_size(self._descriptor))  # type: ignore[return-value]
         except OSError:
             return None
+
+    def _write_all(self, data: bytes, *, patience: float) -> bool:
+        end = time.monotonic() + patience
+        while data and not self.is_lost:
+            if not self._is_ready(max(0.0, end - time.monotonic())):
+                return False
+            taken = self._write_some(data)
+            data = data[taken:]
+            if taken:
+                end = time.monotonic() + patience
+            elif time.monotonic() > end:  # Called ready, but it takes nothing.
+                return False
+        return True
 
     def _is_ready(self, seconds: float) -> bool:
         return bool(select.select([], [self._descriptor], [], seconds)[1])

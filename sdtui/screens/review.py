@@ -2,7 +2,7 @@
 
 import difflib
 import shlex
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -12,6 +12,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
+from engine.display import size
 from engine.errors import safe_text
 from sdtui import format as fmt
 from sdtui.draft import Draft
@@ -21,6 +22,9 @@ from sdtui.messages import DraftChanged, OpenStep, PlanChanged, PlanFailed, Say,
 from sdtui.pages import WizardPage, page_of
 from sdtui.recent import shown_path
 from sdtui.widgets.row_list import Cell, RowList
+
+if TYPE_CHECKING:
+    from engine.plan import Plan
 
 MAX_LINE = 1000
 
@@ -130,6 +134,7 @@ class ReviewPage(WizardPage):
             counted = [
                 f"{fmt.count(plan.num_images)} pictures in {fmt.plural(len(plan.buckets), 'bucket')}",
                 f"{fmt.count(plan.steps)} steps, {fmt.plural(plan.epochs, 'epoch')} of {plan.steps_per_epoch}",
+                _disk_line(plan),
             ]
         trains = "U-Net and text encoder" if training.train_text_encoder else "U-Net"
         rate = fmt.number(optimizer.learning_rate)
@@ -145,9 +150,10 @@ class ReviewPage(WizardPage):
 
     def _command_text(self) -> Content:
         return Content.assemble(
-            ("s", "bold"), "  save and train here; close the window at any time\n",
-            ("b", "bold"), "  save and train in a process of its own\n",
-            ("w", "bold"), "  save only\n\n",
+            ("s", "bold"), "  save and train in this process\n",
+            ("b", "bold"), "  save and train in its own process\n",
+            ("w", "bold"), "  save only\n",
+            "the window may be closed at any time\n\n",
             "without a screen, ", ("y", "bold"), " copies it:\n",
             (f"$ {safe_text(self.command, limit=400)}", "dim"),
         )  # fmt: skip
@@ -178,6 +184,15 @@ class ReviewPage(WizardPage):
     def show_setting(self, name: str) -> None:
         """Settings are edited on other pages."""
         self.post_message(OpenStep(page_of(name), name))
+
+
+def _disk_line(plan: "Plan") -> str:
+    """Return what the run puts on disk; the size of a model is known only once it is loaded."""
+    from engine.report import disk_bytes
+
+    disk = disk_bytes(plan)
+    latents = f", latents {size(disk['latents'])}" if disk["latents"] else ""
+    return f"saves {fmt.plural(disk['num_models'] or 0, 'model')}{latents}, log about {size(disk['events'] or 0)}"
 
 
 def toml_cells(line: str) -> list[Cell]:

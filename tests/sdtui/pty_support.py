@@ -48,6 +48,12 @@ class PtyProcess:
             except OSError:
                 time.sleep(0.02)
 
+    def drain(self):
+        """Forget what has been drawn so far."""
+        while select.select([self.master], [], [], 0)[0]:
+            self._read(0)
+        self.output = b""
+
     def press(self, keys):
         """Type."""
         os.write(self.master, keys)

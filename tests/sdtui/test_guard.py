@@ -194,7 +194,7 @@ def test_the_watcher_freezes_imports_when_training_begins(tmp_path):
 
 
 def test_a_stalled_terminal_never_blocks_the_screen(tmp_path):
-    """A connection that takes no bytes costs two seconds once; what it missed is painted again later."""
+    """A connection that takes no bytes costs a few seconds in all; what it missed is painted again later."""
     import pty
 
     from sdtui.driver import TerminalFile
@@ -206,7 +206,8 @@ def test_a_stalled_terminal_never_blocks_the_screen(tmp_path):
     start = time.monotonic()
     for _ in range(100):
         file.write("x" * 10_000)
-    assert time.monotonic() - start < 3.5
+    # Two seconds, and two more where the kernel made a little room in between: 100 waits would take 200.
+    assert time.monotonic() - start < 8
 
     while os.read(master, 65_536).__len__() >= 4095:
         pass
