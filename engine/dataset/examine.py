@@ -12,6 +12,8 @@ import json
 import os
 import stat
 import sys
+from array import array
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,21 +48,26 @@ class Portion:
     notes: list[tuple[str, FindingKind, str]] = field(default_factory=list)
 
 
-_COLUMNS = ("names", "caption_names", "stamps", "widths", "heights", "orientations", "captions", "notes")
+# The names come last: whoever asked a helper process for a portion has them already.
+_READ_COLUMNS = ("stamps", "widths", "heights", "orientations", "captions", "notes")
+_COLUMNS = (*_READ_COLUMNS, "names", "caption_names")
 
 
-def portion_to_json(portion: Portion) -> str:
-    """Return the portion as one line of JSON: a list of its columns."""
-    return json.dumps([getattr(portion, name) for name in _COLUMNS], separators=(",", ":"))
+def columns_to_json(portion: Portion, columns: Sequence[str] = _COLUMNS) -> str:
+    """Return columns of a portion as one line of JSON; stamps in base 64, for large numbers are slow to write."""
+    values = [getattr(portion, name) for name in columns]
+    values[0] = b2a_base64(array("q", portion.stamps).tobytes(), newline=False).decode("ascii")
+    return json.dumps(values, separators=(",", ":"))
 
 
 def portion_from(columns: Sequence[Any]) -> Portion:
     """Return the portion that has these columns.
 
     Raises:
-        ValueError: They are not what `portion_to_json` writes.
+        ValueError: They are not what `columns_to_json` writes.
     """
     named = dict(zip(_COLUMNS, columns, strict=True))
+    named["stamps"] = array("q", a2b_base64(named["stamps"])).tolist()
     named["notes"] = [tuple(note) for note in named["notes"]]
     portion = Portion(**named)
     if not len(portion.names) == len(portion.captions) == len(portion.widths) == len(portion.stamps) // 4:
@@ -102,8 +109,7 @@ def serve() -> None:
         folder, names, caption_names = json.loads(line)
         os.chdir(folder)  # Names alone are opened faster than whole paths.
         portion = examine("", names, caption_names, {})
-        columns = [getattr(portion, name) for name in _COLUMNS[2:]]
-        sys.stdout.write(json.dumps(columns, separators=(",", ":")) + "\n")
+        sys.stdout.write(columns_to_json(portion, _READ_COLUMNS) + "\n")
         sys.stdout.flush()
 
 

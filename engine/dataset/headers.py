@@ -13,7 +13,9 @@ from typing import Literal
 HEAD_BYTES = 4096
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_ENDS = frozenset({0xD9, 0xDA})
-_TAIL_BYTES = 4096
+_NEXT_BYTES = 64  # Behind the head only the next chunk's header is looked at.
+_PIXEL_CHUNKS = 8  # How many are jumped over one by one before the end of the file is searched instead,
+_TAIL_BYTES = 4096  # and how much of it.
 _MAX_SEGMENTS = 1000  # A sound file has a few dozen; a crafted one could keep us busy for ever.
 
 # O_NONBLOCK: opening a named pipe that took the place of a picture must not wait for its writer.
@@ -121,27 +123,32 @@ def _piece(head: bytes, start: int, fd: int, position: int, length: int) -> byte
 
 
 def _parse_png(head: bytes, fd: int, size: int) -> Header:
-    """Walk the chunks up to the pixels; EXIF may also stand behind them."""
+    """Walk the chunks; EXIF may stand before or behind the pixels, of which there may be hundreds of chunks."""
     width, height = struct.unpack_from(">II", head, 16)
     if head[12:16] != b"IHDR":
         raise BadPictureError("damaged", "its first PNG chunk is not IHDR")
-    start, position, is_animated = 0, 33, False
+    start, position, is_animated, num_pixel_chunks = 0, 33, False, 0
     for _ in range(_MAX_SEGMENTS):
         if position + 8 > len(head):
             start, position = start + position, 0
-            head = _read_at(fd, start, HEAD_BYTES)
+            head = _read_at(fd, start, _NEXT_BYTES)
             if len(head) < 8:
                 break
         length, kind = struct.unpack_from(">I4s", head, position)
-        if kind == b"eXIf":
+        if kind == b"IDAT":
+            num_pixel_chunks += 1
+            if num_pixel_chunks > _PIXEL_CHUNKS:
+                tail = _read_at(fd, max(0, size - _TAIL_BYTES), _TAIL_BYTES)
+                return _upright(width, height, _orientation_behind(tail), "PNG", is_animated)
+        elif kind == b"eXIf":
             orientation = _orientation(_piece(head, start, fd, position + 8, min(length, 1 << 16)))
             return _upright(width, height, orientation, "PNG", is_animated)
-        if kind in {b"IDAT", b"IEND"}:
+        elif kind == b"IEND":
             break
-        is_animated = is_animated or kind == b"acTL"
+        else:
+            is_animated = is_animated or kind == b"acTL"
         position += 12 + length
-    tail = head if start == 0 and size <= len(head) else _read_at(fd, max(0, size - _TAIL_BYTES), _TAIL_BYTES)
-    return _upright(width, height, _orientation_behind(tail), "PNG", is_animated)
+    return _upright(width, height, 1, "PNG", is_animated)
 
 
 def _orientation_behind(tail: bytes) -> int:

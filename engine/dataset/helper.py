@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.dataset.examine import Portion, examine, portion_from, portion_to_json
+from engine.dataset.examine import Portion, columns_to_json, examine, portion_from
 
 _ROOT = str(Path(__file__).parents[2])
 # Without the site module, which takes as long to start as all the rest; it gets our own path.
@@ -47,13 +47,13 @@ class Helper:
                 names_text, captions_text = json.dumps(names), json.dumps(caption_names)
                 self._process.stdin.write(f"[{json.dumps(folder)},{names_text},{captions_text}]\n")
                 self._process.stdin.flush()
-                rest = self._process.stdout.readline()
-                portion = portion_from([names, caption_names, *json.loads(rest)])
-                return portion, f"[{names_text},{captions_text},{rest[1:].rstrip()}"
+                text = self._process.stdout.readline().rstrip()
+                portion = portion_from([*json.loads(text), names, caption_names])
+                return portion, f"{text[:-1]},{names_text},{captions_text}]"
             except (OSError, ValueError):
                 self.close()
         portion = examine(folder, names, caption_names, {})
-        return portion, portion_to_json(portion)
+        return portion, columns_to_json(portion)
 
     def close(self) -> None:
         """End the process."""

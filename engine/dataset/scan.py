@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.dataset.config import DatasetConfig, Subset
-from engine.dataset.examine import Known, Portion, examine, is_current, portion_to_json
+from engine.dataset.examine import Known, Portion, columns_to_json, examine, is_current
 from engine.dataset.findings import BAD_FILES, Findings
 from engine.dataset.helper import Helper, num_helpers
 from engine.dataset.index import Index
@@ -124,7 +124,7 @@ class _Folder:
         if helper is not None and not self.portions:
             return helper.examine(self.listing.folder, names, caption_names)
         portion = examine(self.listing.folder, names, caption_names, self.known)
-        return portion, portion_to_json(portion)
+        return portion, columns_to_json(portion)
 
     @property
     def count(self) -> int:
