@@ -14,6 +14,7 @@ from engine.control import STOP_CODES, Control, detach
 from engine.display import make_display
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
 from engine.events import EventLog, Failed, Warned
+from engine.hardware import share_cores
 from engine.librarylog import library_log, quieten
 from engine.plan import make_plan
 from engine.preflight import find_file_problems
@@ -126,6 +127,7 @@ def _prepare_and_train(
         if problem.severity == "warning":
             tell(Warned(code=problem.code, message=str(problem)))
     # Torch is imported here and not before, so that wrong settings are refused at once.
+    share_cores()
     from engine.parts import prepare
     from engine.train import train
 
