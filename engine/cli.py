@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine import flags
 from engine.control import STOP_CODES
-from engine.errors import EngineError, Problem, ProblemsError, safe_text
+from engine.errors import EngineError, Problem, ProblemsError, Severity, safe_text
 from engine.settings_io import LoadedSettings, load_run
 
 DONE, FAILED, WRONG = 0, 1, 2
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m engin
     try:
         return _dispatch(words, program)
     except ProblemsError as error:
-        report(error.problems)
+        report(error.problems, only="error")  # Warnings matter once it runs.
         return WRONG
     except EngineError as error:
         return _complain(str(error))
@@ -101,9 +101,9 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def report(problems: Sequence[Problem]) -> None:
-    """Print findings to stderr, the gravest first."""
-    for severity in ("error", "warning", "info"):
+def report(problems: Sequence[Problem], *, only: Severity | None = None) -> None:
+    """Print findings to stderr, the gravest first, or those of one severity only."""
+    for severity in (only,) if only else ("error", "warning", "info"):
         for problem in problems:
             if problem.severity == severity:
                 _say(f"{severity}: {problem}")

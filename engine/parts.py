@@ -133,6 +133,8 @@ def prepare(settings: Settings, plan: Plan, *, folder: Path, cache_dir: Path, te
     """
     prompts = read_prompts(Path(settings.sampling.sample_prompts)) if settings.sampling.sample_prompts else ()
     accelerator = _accelerator(settings.memory)
+    # Wrong arguments are refused here rather than after hours of encoding.
+    build_optimizer([("unet", nn.Linear(1, 1))], settings.optimizer)
     model = _load(settings, tell)
     schedule = make_schedule(
         model.prediction_type,
@@ -184,14 +186,18 @@ def _accelerator(memory: MemorySettings) -> Accelerator:
     AcceleratorState._reset_state()  # noqa: SLF001 - the way that accelerate's own tests and notebooks do it
     try:
         accelerator = Accelerator(mixed_precision=memory.mixed_precision)
-        if memory.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-            raise ValueError("half precision needs a graphics card")
     except ValueError as error:
-        raise EngineError(
-            f"mixed_precision = {memory.mixed_precision} is not possible on this device ({error}): "
-            "set mixed_precision=bf16 or mixed_precision=no"
-        ) from error
+        raise _impossible_precision(memory, str(error)) from error
+    if memory.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise _impossible_precision(memory, "half precision needs a graphics card")
     return accelerator
+
+
+def _impossible_precision(memory: MemorySettings, cause: str) -> EngineError:
+    return EngineError(
+        f"mixed_precision = {memory.mixed_precision} is not possible on this device ({cause}): "
+        "set mixed_precision=bf16 or mixed_precision=no"
+    )
 
 
 def _load(settings: Settings, tell: Teller) -> StableDiffusion:
