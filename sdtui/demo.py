@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.errors import EngineError, safe_text
 
 RUN_TOML = """\
-# The starter project: a tiny Stable Diffusion 1.x learns hearts, which it has never seen.
+# The starter project: a tiny Stable Diffusion 1.x whose UNet has never seen a heart learns to draw them.
 # Train it with `sdtui train run.toml`; every key stands in docs/settings.md.
 
 [model]
@@ -62,6 +62,7 @@ a red heart on a white background --w 128 --h 128 --s 20 --l 4 --d 1
 a blue heart on a yellow background --w 128 --h 128 --s 20 --l 4 --d 2
 a green heart on a red background --w 128 --h 128 --s 20 --l 4 --d 3
 a purple heart on a green background --w 192 --h 64 --s 20 --l 4 --d 4
+a green triangle on a white background --w 128 --h 128 --s 20 --l 4 --d 5
 """
 
 STEPS = 500
