@@ -37,9 +37,13 @@ def test_bindings_carry_help_and_an_identity():
 
 
 def test_keys_are_written_as_people_write_them():
-    assert [
-        key_name(key) for key in ("question_mark", "slash", "ctrl+s", "shift+tab", "n")
-    ] == ["?", "/", "^s", "S-tab", "n"]
+    assert [key_name(key) for key in ("question_mark", "slash", "ctrl+s", "shift+tab", "n")] == [
+        "?",
+        "/",
+        "^s",
+        "S-tab",
+        "n",
+    ]
 
 
 def test_homes_menu_shows_keys_of_the_table():
