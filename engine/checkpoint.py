@@ -1,5 +1,7 @@
 """When models are saved, under which names, and which older ones are removed."""
 
+import contextlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -114,13 +116,12 @@ class ModelSaver:
         path = self.written.pop(stem, None)
         if path is None:
             return ()
-        if path.is_dir():
-            import shutil
-
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        return (path.name,)
+        with contextlib.suppress(OSError):  # It stays, which is no reason to end a training.
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        return () if path.exists() else (path.name,)
 
 
 def size_of(path: Path) -> int:

@@ -85,6 +85,11 @@ def describe(event: Event) -> str:
     return safe_text(describer(event), limit=1000) if describer else ""
 
 
+def progress_line(event: Progress) -> str:
+    """Return how far a stage is as one line."""
+    return f"{STAGES[event.stage]} {event.done}" + (f"/{event.total}" if event.total else "")
+
+
 class Rate:
     """Loss and speed smoothed over about the last fifty steps."""
 
@@ -131,7 +136,7 @@ class PlainDisplay:
                 self._write(step_line(event, self._total, self._rate))
         elif isinstance(event, Progress):
             if self._due(is_last=event.done == event.total):
-                self._write(f"{STAGES[event.stage]} {event.done}/{event.total}")
+                self._write(progress_line(event))
         elif line := describe(event):
             self._write(line)
 
@@ -158,10 +163,16 @@ class LiveDisplay:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        text = "{task.description}"
-        console = Console(file=sys.stderr)
-        columns = (TextColumn(text, markup=False), BarColumn(), MofNCompleteColumn())
-        self._bar: Bar = Bar(*columns, TextColumn("{task.fields[note]}", markup=False), console=console)
+        console = Console(file=sys.stderr)  # Of the person; what libraries print is redirected later.
+        self._bar: Bar = Bar(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=console,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._task = self._bar.add_task("starting", total=None, note="")
         self._rate = Rate()
         self._bar.start()
@@ -176,7 +187,7 @@ class LiveDisplay:
                 self._task, completed=event.step, description=f"epoch {event.epoch}", note=self._note(event)
             )
         elif isinstance(event, Progress):
-            note = f"{STAGES[event.stage]} {event.done}/{event.total}" if event.done < event.total else ""
+            note = "" if event.done == event.total else progress_line(event)
             self._bar.update(self._task, note=note)
         elif line := describe(event):
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)

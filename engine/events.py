@@ -50,7 +50,7 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
-    """A stage that takes time has got this far."""
+    """A stage that takes time has got this far; a total of 0 is not known yet."""
 
     kind: ClassVar[str] = "progress"
     stage: Stage

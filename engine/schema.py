@@ -1,8 +1,9 @@
 """docs/settings.md and the JSON Schemas for run.toml and dataset.toml, generated from the models. Torch-free."""
 
 import json
+import types
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -47,15 +48,21 @@ def settings_markdown() -> str:
 
 def _type_text(field: FieldInfo) -> str:
     annotation = field.annotation
-    kinds = [kind for kind in get_args(annotation) if kind is not type(None)] or [annotation]
-    if get_origin(annotation) is Literal:
-        kinds = [annotation]
-    names = [
-        ", ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else getattr(kind, "__name__", "numbers")
-        for kind in kinds
-    ]
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)] if is_union else [annotation]
+    names = [_kind_name(kind) for kind in kinds]
     bounds = [f"{_sign(item)}" for item in field.metadata if _sign(item)]
     return " or ".join(dict.fromkeys(names)) + (f" ({', '.join(bounds)})" if bounds else "")
+
+
+def _kind_name(kind: Any) -> str:  # noqa: ANN401 - any annotation
+    if get_origin(kind) is Annotated:
+        return _kind_name(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "texts" if str in get_args(kind) else "numbers"
+    return str(kind.__name__)
 
 
 def _sign(bound: object) -> str:

@@ -64,7 +64,7 @@ class Teller:
 
         def report(done: int, total: int | None) -> None:
             nonlocal last, told
-            now, counts = time.monotonic(), (done, done if total is None else total)
+            now, counts = time.monotonic(), (done, total or 0)
             if (now - last > 0.1 or done == total) and counts != told:
                 last, told = now, counts
                 self(Progress(stage=stage, done=counts[0], total=counts[1]))
