@@ -80,7 +80,7 @@ def write_run(folder: Path, *, pictures: Path, model: Path | str, **values: obje
     folder.mkdir(parents=True, exist_ok=True)
     subset = values.pop("subset", {})
     (folder / "dataset.toml").write_text(
-        "[general]\nenable_bucket = true\n[[datasets]]\nresolution = 64\nbatch_size = 2\nmin_bucket_reso = 64\n"
+        "[general]\nenable_bucket = true\n[[datasets]]\nresolution = [128, 64]\nbatch_size = 2\nmin_bucket_reso = 64\n"
         f"max_bucket_reso = 128\n[[datasets.subsets]]\nimage_dir = {_toml(str(pictures))}\n"
         + "".join(f"{name} = {_toml(value)}\n" for name, value in subset.items())
     )

@@ -92,6 +92,33 @@ def test_a_full_disk_ends_the_run_in_a_sentence(tmp_path):
     assert not list(run.folder.glob("*.tmp*"))
 
 
+def test_a_disk_without_room_for_a_line_ends_the_run_in_a_sentence(tmp_path, caplog):
+    """Even `failed` can't be written then; what was written before can be read, the screen is told."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = []
+
+    class Shrink:
+        def emit(self, event):
+            told.append(event)
+            if isinstance(event, Step) and event.step == 2:
+                room = (tmp_path / "out" / "events.jsonl").stat().st_size + 10
+                resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+
+        def close(self):
+            pass
+
+    try:
+        run = go(tmp_path, max_train_steps=4, listeners=[Shrink()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert run.code == 1
+    assert [step.step for step in run.steps] == [1]
+    assert told[-1].kind == "failed"
+    assert "events.jsonl can't be written" in told[-1].message
+
+
 def test_a_run_of_wrong_settings_leaves_nothing(tmp_path):
     """Checked before the folder is made."""
     with pytest.raises(EngineError, match="sample_prompts"):
