@@ -266,7 +266,7 @@ def _own(plan: Plan, facts: DataFacts | None, duplicates: Sequence[DuplicateGrou
     if facts is not None and len(facts.truncated_N):
         wider = {75: 150, 150: 225}.get(facts.limit)
         yield Group(
-            code="truncated", severity="warning", title=f"captions over {facts.limit} tokens",
+            code="truncated", severity="warning", title=f"over {facts.limit} tokens",
             count=len(facts.truncated_N), rows_N=facts.truncated_N,
             fix=f"read {wider} tokens" if wider else "shorten them",
             changes={"max_token_length": wider} if wider else None,

@@ -107,16 +107,17 @@ def set_part(draft: DraftFiles, number: int, values: Values) -> Changes:
     return {**changes, **(_written(draft, document) if is_edited else {})}
 
 
-def subset_values(dataset: DatasetSettings, number: int) -> dict[str, Any]:
-    """Return what dataset.toml itself says about a subset; nothing where there is no such file.
+def keys_in_file(dataset: DatasetSettings) -> list[frozenset[str]]:
+    """Return for each data set the keys that dataset.toml itself gives; nothing where there is no such file.
 
     Raises:
         EngineError: The file can't be read.
     """
     if not dataset.dataset_config:
-        return {}
-    part, index = _subset_at(_document(dataset), number)
-    return dict(part["subsets"][index].unwrap())
+        return []
+    document = _document(dataset)
+    general = frozenset(document.get("general", {}))
+    return [general | frozenset(part) for part in document["datasets"]]
 
 
 def publish(draft: DraftFiles, folder: Path) -> Changes:

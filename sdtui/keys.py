@@ -113,9 +113,8 @@ KEYS: tuple[Key, ...] = (
         ("escape,q", "close", "Home", "Go back to Home; the draft is kept."),
     ], hidden=True),
     *_keys("model", [
-        ("p", "path", "Path", "Type a file, a diffusers folder or a hub id; Tab completes."),
+        ("p", "path", "Path", "Type a file, a diffusers folder or a hub id; Tab completes, Enter takes it."),
         ("slash", "search", "Search", "Search known models by a few letters."),
-        ("enter", "choose", "Choose", "Take the selected model."),
         ("e", "epsilon", "eps/v", "Say what the model predicts, where its file does not tell."),
     ]),
     *_keys("model", [

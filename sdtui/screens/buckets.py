@@ -1,6 +1,6 @@
 """Page 3, Buckets: which shapes are trained, what is cut away for them, and what other settings would do, live."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,10 @@ from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
 from engine.dataset.keys import PART_SETTINGS
-from engine.errors import EngineError, safe_text
+from engine.errors import EngineError, Problem, safe_text
 from sdtui import format as fmt
 from sdtui.bucket_facts import MUCH, BucketFacts, Rows, bucket_facts, planned_again, short
-from sdtui.dataset_file import Changes, set_part
+from sdtui.dataset_file import Changes, keys_in_file, set_part
 from sdtui.draft import Draft
 from sdtui.format import count, fit
 from sdtui.keys import bindings
@@ -56,12 +56,14 @@ class BucketsPage(WizardPage):
         """A thread has bucketed the pictures anew, or says why that can't be done."""
 
         facts: BucketFacts | None
+        given: list[frozenset[str]]
         error: str
 
     def __init__(self, draft: Draft, *, plan: "Plan | None" = None) -> None:
         super().__init__(draft, plan=plan)
         self._facts: BucketFacts | None = None
         self._before: BucketFacts | None = None
+        self._given: list[frozenset[str]] = []
         self._error = ""
         self._rows_N = _NO_ROWS
         self._bucket: int | None = None
@@ -137,27 +139,31 @@ class BucketsPage(WizardPage):
         self.plan = event.plan
         if event.plan is None:
             self._facts = self._before = None
-            self._draw()
+            self._fail(getattr(self.screen, "plan_problems", ()))
         else:
             self._compute(event.plan, self.draft.settings)
 
     @on(PlanFailed)
     def _plan_failed(self, event: PlanFailed) -> None:
-        self._error = next((str(problem) for problem in event.problems if problem.severity == "error"), "")
+        self._fail(event.problems)
+
+    def _fail(self, problems: Iterable[Problem]) -> None:
+        self._error = next((str(problem) for problem in problems if problem.severity == "error"), "")
         self._draw()
 
     # Textual describes a worker by the repr of its arguments, which for a plan of 100,000 pictures takes 0.6 s.
     @work(thread=True, exclusive=True, group="compute", description="compute")
     def _compute(self, plan: "Plan", settings: "Settings") -> None:
         worker = get_current_worker()
-        facts, error = None, ""
+        facts, given, error = None, [], ""
         try:
             again = planned_again(plan, settings)
+            given = keys_in_file(settings.dataset)
             facts = bucket_facts(again) if again is not None else None
         except EngineError as problem:
             error = str(problem)
         if not worker.is_cancelled:
-            self.post_message(self.Computed(facts, error))
+            self.post_message(self.Computed(facts, given, error))
 
     @on(Computed)
     def _take(self, event: Computed) -> None:
@@ -165,7 +171,7 @@ class BucketsPage(WizardPage):
         if event.facts is not None:
             if self._facts is not None and not _is_same(self._facts, event.facts):
                 self._before = self._facts
-            self._facts = event.facts
+            self._facts, self._given = event.facts, event.given
         self._draw()
 
     # ---- drawing
@@ -267,12 +273,9 @@ class BucketsPage(WizardPage):
 
     def _origin(self, key: str) -> str:
         """Return where a value comes from, in a word."""
-        setting = PART_SETTINGS[key]
-        if self._facts is not None and self.draft.settings.dataset.dataset_config:
-            given = getattr(self._facts.plan.config.datasets[self._part], key)
-            if given != self.draft.value(setting) and self.draft.value(setting) is not None:
-                return "dataset.toml"
-        origin = self.draft.origin(setting)
+        if self._given and key in self._given[self._part]:
+            return "in its file"
+        origin = self.draft.origin(PART_SETTINGS[key])
         return "" if origin == "default" else origin
 
     @on(ShapeList.Stepped)
@@ -378,13 +381,13 @@ def effects(facts: BucketFacts) -> list[tuple[str, str]]:
     """Return what matters of buckets as labels and values."""
     plan = facts.plan
     return [
-        ("batches/epoch", count(plan.batches_per_epoch)),
-        ("steps/epoch", count(plan.steps_per_epoch)),
-        ("buckets", count(len(plan.buckets))),
-        ("short batches", count(facts.num_short)),
         ("pixels cut", f"{facts.pixels_cut:.1%}"),
         (f"cut over {MUCH:.0%}", count(facts.num_much)),
         ("enlarged", count(facts.num_enlarged)),
+        ("batches/epoch", count(plan.batches_per_epoch)),
+        ("short batches", count(facts.num_short)),
+        ("steps/epoch", count(plan.steps_per_epoch)),
+        ("buckets", count(len(plan.buckets))),
     ]
 
 

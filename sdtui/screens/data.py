@@ -140,7 +140,8 @@ class DataPage(WizardPage):
             self._examine(event.plan)
         else:
             self._shown = self._facts = None
-            self._draw_groups(())
+            # A page that is mounted after the scan has failed hears of it only so.
+            self._draw_groups(groups_of(getattr(self.screen, "plan_problems", ())))
 
     @on(PlanFailed)
     def _plan_failed(self, event: PlanFailed) -> None:

@@ -1,5 +1,6 @@
 """Page 1, Model: find a model by path, hub id or a few letters, see at once what it is, and say how it is used."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,12 @@ class ModelPage(WizardPage):
     def _chosen(self) -> str:
         return str(self.draft.value(MODEL))
 
+    @property
+    def _typed(self) -> str:
+        """The chosen model as a person would type it."""
+        home = f"{Path.home()}{os.sep}"
+        return "~/" + self._chosen.removeprefix(home) if self._chosen.startswith(home) else self._chosen
+
     def show_setting(self, name: str) -> None:
         """Bring a setting into view and focus it."""
         if name in USE:
@@ -140,8 +147,8 @@ class ModelPage(WizardPage):
 
     def _show_name(self) -> None:
         with self.prevent(Input.Changed):
-            self._field.value = self._chosen
-            self._field.cursor_position = len(self._chosen)
+            self._field.value = self._typed
+            self._field.cursor_position = len(self._typed)
 
     @on(RowList.Moved, "#use")
     def _explain(self) -> None:
@@ -169,7 +176,7 @@ class ModelPage(WizardPage):
 
     def _draw_list(self) -> None:
         """List what fits the words typed; all models while the field shows the chosen one."""
-        typed = self._field.value if self._field.has_focus and self._field.value != self._chosen else ""
+        typed = self._field.value if self._field.has_focus and self._field.value != self._typed else ""
         models = ranked(self._models, typed)
         names = {model.name for model in models}
         further = [path for path in self._completions if path not in names] if typed else []
@@ -326,10 +333,6 @@ class ModelPage(WizardPage):
         """Search from nothing."""
         self._field.focus()
         self._field.value = ""
-
-    def action_choose(self) -> None:
-        """Take the model under the cursor."""
-        self._list.action_select()
 
     def action_epsilon(self) -> None:
         """Say epsilon, then v, then nothing."""

@@ -82,8 +82,8 @@ class SubsetDialog(ModalScreen[None]):
         is_default = value == form.default
         return [
             (" * " if key in self._changed else "   ", "accent"),
-            (fit(key, 30), ""),
-            (fit(shown, max(8, width - 33)), "dim" if is_default else "accent"),
+            (fit(key, 32), ""),
+            (fit(shown, max(8, width - 35)), "dim" if is_default else "accent"),
         ]
 
     @on(RowList.Moved)

@@ -30,6 +30,7 @@ class CropPicture(Picture):
         picture: "CropPicture"
         job: "PixelJob"
         view: View
+        room: tuple[int, int]
         drawing: "Drawing | None"
         error: str
 
@@ -66,7 +67,7 @@ class CropPicture(Picture):
             drawing = render(image, self.mode, width, height, image_id=self._next_id())
         except EngineError as problem:
             error = str(problem)
-        self.post_message(self.JobDrawn(self, job, view, drawing, error))
+        self.post_message(self.JobDrawn(self, job, view, (width, height), drawing, error))
 
     def _next_id(self) -> int:
         from sdtui.widgets.picture import _image_ids
@@ -76,7 +77,8 @@ class CropPicture(Picture):
     @on(JobDrawn)
     def _job_drawn(self, message: JobDrawn) -> None:
         message.stop()
-        if message.picture is self and (message.job, message.view) == (self._job, self._view):
+        wanted = (self._job, self._view, tuple(self.content_size))
+        if message.picture is self and (message.job, message.view, message.room) == wanted:
             self._replace(message.drawing, message.error)
 
 

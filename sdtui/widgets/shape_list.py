@@ -68,8 +68,8 @@ class ShapeList(RowList, inherit_bindings=False):
         is_idle = not self.value("enable_bucket") and "bucket_re" in key + PART_SETTINGS[key] and key != "enable_bucket"
         return [
             (f" {fit(LABELS[key], 14)}", "dim" if is_idle else ""),
-            (fit(shown, 12), "dim" if is_idle else "accent"),
-            (fit("no effect" if is_idle else self._origin(key), max(0, width - 28)), "dim"),
+            (fit(shown, 10), "dim" if is_idle else "accent"),
+            (fit("no effect" if is_idle else self._origin(key), max(0, width - 26)), "dim"),
         ]
 
     def action_step(self, by: int) -> None:

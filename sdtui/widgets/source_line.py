@@ -20,11 +20,22 @@ class SourceLine(Static):
 
     def __init__(self, *, name: str) -> None:
         super().__init__("", markup=False, id=name)
+        self._shown: tuple[Settings, Plan | None, tuple[int, int] | None] | None = None
 
     def show(self, settings: "Settings", plan: "Plan | None", scanned: tuple[int, int] | None) -> None:
         """Draw the line; `scanned` is (done, total) while a scan goes on, total 0 while it is not known."""
-        width = max(20, self.size.width - 2)
-        self.update(Content(progress_text(*scanned) if scanned is not None else _source_text(settings, plan, width)))
+        self._shown = settings, plan, scanned
+        self._draw()
+
+    def on_resize(self) -> None:
+        """Cut the source anew."""
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._shown is not None:
+            settings, plan, scanned = self._shown
+            width = max(20, self.size.width - 2)
+            self.update(Content(progress_text(*scanned) if scanned else _source_text(settings, plan, width)))
 
 
 def progress_text(done: int, total: int) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from engine.dataset.config import load_dataset_config
 from engine.errors import EngineError, ProblemsError
-from sdtui.dataset_file import add_source, publish, remove_source, set_part, set_subset, subset_values
+from sdtui.dataset_file import add_source, keys_in_file, publish, remove_source, set_part, set_subset
 from sdtui.draft import new_draft
 
 USER_FILE = """\
@@ -148,8 +148,16 @@ def test_folders_are_removed_until_none_is_left(with_file):
 
 def test_none_takes_a_value_back(with_file):
     """The key leaves the file."""
-    with_file.apply(set_subset(with_file.draft, 0, {"num_repeats": None}))
-    assert {"image_dir": str(with_file.folder / "cats")} == subset_values(with_file.draft.settings.dataset, 0)
+    config = with_file.apply(set_subset(with_file.draft, 0, {"num_repeats": None}))
+    assert config.subsets[0].num_repeats == 1
+    assert "num_repeats" not in with_file.text
+
+
+def test_what_the_file_gives_is_told_by_data_set(with_file):
+    """[general] counts for every data set."""
+    (given,) = keys_in_file(with_file.draft.settings.dataset)
+    assert {"enable_bucket", "resolution"} <= given
+    assert "batch_size" not in given
 
 
 def test_saving_puts_the_own_file_beside_the_run(with_file):
