@@ -189,14 +189,8 @@ class SdtuiApp(App[str]):
     # ---- screens
 
     def open_screen(self, name: str, *arguments: object) -> None:
-        """Push a screen by its name, or say why it can't be shown."""
-        try:
-            screen: Screen[Any] = load(SCREENS[name])(*arguments)
-        except ModuleNotFoundError as error:
-            if not (error.name or "").startswith("sdtui."):
-                raise
-            self.say(f"{name}: this screen is not available yet")
-            return
+        """Push a screen by its name; its module is imported now."""
+        screen: Screen[Any] = load(SCREENS[name])(*arguments)
         self.push_screen(screen)
 
     def open_wizard(self, path: Path | None = None) -> None:
@@ -238,7 +232,7 @@ class SdtuiApp(App[str]):
     def _open_run(self, event: OpenRun) -> None:
         folder = RunFolder(event.path)
         if not folder.events_path.exists():
-            self.say(f"{recent.shown_path(event.path)} holds no run", "error")
+            self.say(f"no run lies in {recent.shown_path(event.path)}", "error")
             return
         recent.remember("run", event.path.absolute())
         self.open_screen("train", folder)

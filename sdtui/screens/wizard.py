@@ -13,17 +13,14 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
-from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
-from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from engine.errors import EngineError, Problem, ProblemsError, Severity
-from engine.run import RunFolder, cache_dir
 from sdtui import format as fmt
 from sdtui import recent
-from sdtui.draft import SEVERITIES, Draft, free_folder, read_text
+from sdtui.draft import Draft, free_folder
 from sdtui.fixes import fix_for, fix_text
 from sdtui.keys import bindings
 from sdtui.messages import (
@@ -38,7 +35,8 @@ from sdtui.messages import (
     PlanProgress,
     Say,
     StartRun,
-)  # fmt: skip
+)
+from sdtui.outlook import PLANNED, TAKEN, Seen, find_plan, forecast, look, marks, write_toml
 from sdtui.pages import PAGES, WizardPage, load, page_of
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.status_line import StatusLine
@@ -49,9 +47,6 @@ if TYPE_CHECKING:
     from engine.plan import Plan
     from sdtui.app import SdtuiApp
 
-# A change of any other setting leaves the plan as it is.
-PLANNED_SECTIONS = ("dataset", "training")
-PLANNED = ("max_token_length", "cache_dir")
 SAVE_SECONDS = 0.3
 
 
@@ -69,11 +64,9 @@ class WizardScreen(Screen[None]):
 
     @dataclass
     class Looked(Message):
-        """A thread has looked at the disk: the file as it is now, and whether the run's folder is taken."""
+        """A thread has looked at the disk."""
 
-        text: str | None
-        stamp: int
-        is_taken: bool
+        seen: Seen
 
     def __init__(self, draft: Draft) -> None:
         super().__init__()
@@ -142,17 +135,11 @@ class WizardScreen(Screen[None]):
 
     async def _mount_page(self, name: str) -> None:
         spec = next(page for page in PAGES if page.name == name)
-        try:
-            page = load(spec.path)(self.draft, plan=self.plan)
-        except ModuleNotFoundError as error:
-            if not (error.name or "").startswith("sdtui."):
-                raise
-            page = _missing(spec.title)
+        page: WizardPage = load(spec.path)(self.draft, plan=self.plan)
         page.id = f"page-{name}"
         await self.query_one("#pages").mount(page)
-        if isinstance(page, WizardPage):
-            page.post_message(DraftChanged())
-            page.post_message(PlanChanged(self.plan))
+        page.post_message(DraftChanged())
+        page.post_message(PlanChanged(self.plan))
 
     def _focus_page(self) -> None:
         page = self.page
@@ -162,15 +149,8 @@ class WizardScreen(Screen[None]):
         self.set_focus(target)
 
     def _draw_bar(self) -> None:
-        marks: dict[str, tuple[Severity, int]] = {}
-        for severity in reversed(SEVERITIES[:2]):
-            for problem in self.problems:
-                if problem.severity == severity:
-                    name = page_of(problem.where)
-                    before = marks.get(name, (severity, 0))
-                    marks[name] = (severity, before[1] + 1 if before[0] == severity else 1)
         for bar in self.query(StepBar):
-            bar.show(self._now, marks, forecast(self.plan))
+            bar.show(self._now, marks(self.problems), forecast(self.plan))
 
     def _say(self, text: str, severity: Severity = "info") -> None:
         self.query_one(StatusLine).say(text, severity)
@@ -193,7 +173,7 @@ class WizardScreen(Screen[None]):
         self._draw_bar()
         self._save_soon()
         self._look()
-        if names & _planned_names():
+        if names & PLANNED:
             self._make_plan()
 
     @on(ChangeSettings)
@@ -234,21 +214,21 @@ class WizardScreen(Screen[None]):
             changes = next((found for problem in self.problems if (found := self.fix_for(problem))), None)
             if changes is None:
                 break
-            names = self.draft.change(changes, label=f"fix: {fix_text(changes)}")
-            self._is_taken = self._is_taken and "output_dir" not in names
+            self._apply_fix(changes)
             fixed += 1
-            self._changed(names, "")
         left = len(self.problems)
         self._say(f"{fmt.plural(fixed, 'problem')} fixed, {left} left for you" + ("   z undo" if fixed else ""))
 
     def _fix(self, problems: list[Problem]) -> None:
-        if not problems:
-            self._say("nothing to fix")
-            return
-        changes = self.fix_for(problems[0])
-        if changes is None:
+        changes = self.fix_for(problems[0]) if problems else None
+        if changes:
+            self._apply_fix(changes)
+        elif problems:
             self._say(f"{problems[0].message}: {problems[0].fix or 'this needs your decision'}", "warning")
-            return
+        else:
+            self._say("nothing to fix")
+
+    def _apply_fix(self, changes: dict[str, object]) -> None:
         names = self.draft.change(changes, label=f"fix: {fix_text(changes)}")
         self._is_taken = self._is_taken and "output_dir" not in names
         self._changed(names, f"fixed: {fix_text(changes)}   z undo")
@@ -318,11 +298,7 @@ class WizardScreen(Screen[None]):
         """Write the run.toml and say so; tell whether it worked."""
         target = self.draft.target
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.new")
-            temporary.write_text(self.draft.text(), encoding="utf-8")
-            temporary.replace(target)
-            self._stamp = target.stat().st_mtime_ns
+            self._stamp = write_toml(target, self.draft.text())
         except OSError as error:
             self._say(f"{recent.shown_path(target)} can't be written: {error.strerror or error}", "error")
             return False
@@ -333,29 +309,22 @@ class WizardScreen(Screen[None]):
     @work(thread=True, exclusive=True, group="look")
     def _look(self) -> None:
         """Look whether somebody else has changed the file, and whether the run's folder is taken."""
-        output = self.draft.settings.saving.output_dir
-        is_taken = bool(output) and RunFolder(Path(output)).holds_run()
-        text, stamp = None, self._stamp
-        try:
-            stamp = self.draft.target.stat().st_mtime_ns
-            if self._stamp not in (-1, stamp):
-                text = read_text(self.draft.target)
-        except (OSError, EngineError):
-            stamp = -1
-        self.post_message(self.Looked(text, stamp, is_taken))
+        seen = look(self.draft.target, self._stamp, output_dir=self.draft.settings.saving.output_dir)
+        self.post_message(self.Looked(seen))
 
     @on(Looked)
     def _looked(self, event: Looked) -> None:
-        is_old = event.stamp < self._stamp
+        seen = event.seen
+        is_old = seen.stamp < self._stamp
         if not is_old:
-            self._stamp = event.stamp
-        if event.is_taken != self._is_taken:
-            self._is_taken = event.is_taken
+            self._stamp = seen.stamp
+        if seen.is_taken != self._is_taken:
+            self._is_taken = seen.is_taken
             self._tell(DraftChanged)
             self._draw_bar()
-        if event.text is not None and not is_old and event.text != self.draft.now.base:
+        if seen.text is not None and not is_old and seen.text != self.draft.now.base:
             name = self.draft.target.name
-            self._changed(self.draft.take_file(event.text), f"{name} was changed outside and read again   z undo")
+            self._changed(self.draft.take_file(seen.text), f"{name} was changed outside and read again   z undo")
 
     def action_editor(self) -> None:
         """Edit the TOML in the user's editor."""
@@ -372,47 +341,28 @@ class WizardScreen(Screen[None]):
 
     # ---- plan
 
-    @on(MakePlan)
-    def _plan_again(self) -> None:
-        self._make_plan()
-
     @on(CancelPlan)
     def _cancel_plan(self) -> None:
         self.workers.cancel_group(self, "plan")
         self._say("the scan was stopped")
 
+    @on(MakePlan)
     @work(thread=True, exclusive=True, group="plan")
     def _make_plan(self) -> None:
         worker = get_current_worker()
-        settings = self.draft.settings
-        dataset = settings.dataset
-        if not (dataset.dataset_config or dataset.train_data_dir or dataset.in_json):
-            self.post_message(self.Planned(None))
-            return
         time.sleep(0.15)  # A key held down changes a number many times.
         if worker.is_cancelled:
             return
-        from engine.plan import make_plan
-
-        last = 0.0
-
-        def report(done: int, total: int | None) -> None:
-            nonlocal last
-            if time.monotonic() - last > 0.1 or done == total:
-                last = time.monotonic()
-                self.post_message(PlanProgress(done, total or 0))
-
-        folder = Path(settings.memory.cache_dir) if settings.memory.cache_dir else cache_dir()
-        try:
-            plan = make_plan(settings, cache_dir=folder, progress=report, cancel=lambda: worker.is_cancelled)
-            found = self.Planned(plan, plan.problems)
-        except ProblemsError as error:
-            found = self.Planned(None, error.problems)
-        except EngineError as error:
-            reason = Problem(code="no-plan", severity="error", where="train_data_dir", message=str(error))
-            found = self.Planned(None, (reason,))
+        plan, problems = find_plan(
+            self.draft.settings,
+            report=self._report,
+            is_cancelled=lambda: worker.is_cancelled,
+        )
         if not worker.is_cancelled:
-            self.post_message(found)
+            self.post_message(self.Planned(plan, problems))
+
+    def _report(self, done: int, total: int) -> None:
+        self.post_message(PlanProgress(done, total))
 
     @on(PlanProgress)
     def _progress(self, event: PlanProgress) -> None:
@@ -449,31 +399,3 @@ class WizardScreen(Screen[None]):
             self._app.start_here(self.draft.loaded)
         else:
             self._app.start_background(self.draft.target, Path(self.draft.settings.saving.output_dir))
-
-
-TAKEN = Problem(
-    code="run-exists",
-    severity="error",
-    where="output_dir",
-    message="the folder already holds a run",
-    fix="take the next free name",
-)
-
-
-def forecast(plan: "Plan | None") -> str:
-    """Return what a run will take in a few words, from the plan alone; nothing while there is none."""
-    if plan is None:
-        return ""
-    return f"{fmt.count(plan.num_images)} img  {fmt.count(plan.steps)} steps  {fmt.count(plan.epochs)} ep"
-
-
-def _planned_names() -> frozenset[str]:
-    from engine.settings import SECTION_OF
-
-    return frozenset(name for name, section in SECTION_OF.items() if section in PLANNED_SECTIONS) | {*PLANNED}
-
-
-def _missing(title: str) -> Static:
-    return Static(
-        Content(f"\n  {title}: this page is not available yet; its settings stand on page 4."), classes="page"
-    )
