@@ -133,7 +133,7 @@ async def test_a_folder_that_holds_no_run_is_refused(tmp_path):
         app.post_message(OpenRun(tmp_path))
         await settle(pilot)
 
-        assert "holds no run" in home(app)
+        assert "no run lies in" in home(app)
 
 
 async def test_a_typed_path_completes_and_opens(tmp_path):
