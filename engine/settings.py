@@ -166,7 +166,7 @@ class DatasetSettings(Section):
     """Train every n-th epoch without captions; 0 = never."""
     caption_tag_dropout_rate: float = Field(0.0, ge=0, le=1)
     """Share of the movable caption parts that is left out."""
-    token_warmup_min: int = Field(1, ge=1)
+    token_warmup_min: int = Field(1, ge=0)
     """Movable caption parts at the first step when token_warmup_step is set."""
     token_warmup_step: float = Field(0, ge=0)
     """Steps (or, below 1, share of all steps) until captions are shown in full; 0 = off."""

@@ -61,7 +61,7 @@ PROMPTS = """\
 a red heart on a white background --w 128 --h 128 --s 20 --l 4 --d 1
 a blue heart on a yellow background --w 128 --h 128 --s 20 --l 4 --d 2
 a green heart on a red background --w 128 --h 128 --s 20 --l 4 --d 3
-a purple heart on a green background --w 192 --h 64 --s 20 --l 4 --d 4
+a yellow heart on a blue background --w 128 --h 128 --s 20 --l 4 --d 4
 a green triangle on a white background --w 128 --h 128 --s 20 --l 4 --d 5
 """
 
