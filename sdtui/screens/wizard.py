@@ -382,10 +382,9 @@ class WizardScreen(Screen[None]):
 
     async def action_start(self) -> None:
         """Go to Review; on Review, start."""
-        if self._now != "review":
-            await self._open("review")
-        else:
-            self.post_message(StartRun("here"))
+        if self._now == "review":
+            self.post_message(StartRun())
+        await self._open("review")
 
     @on(StartRun)
     def _start(self, event: StartRun) -> None:

@@ -219,6 +219,20 @@ async def test_starting_saves_and_hands_over(monkeypatch):
     assert started[1] == (run_toml(), folder)
 
 
+async def test_asking_for_a_plan_makes_one_and_progress_reaches_the_pages(tmp_path):
+    from sdtui.messages import MakePlan, PlanChanged, PlanProgress
+
+    async with open_wizard(text=FILE.replace("/pictures", str(tmp_path))) as (app, pilot):
+        told = []
+        app.screen.page._draw = lambda: None
+        app.screen._tell = lambda make: told.append(make())
+        app.screen.post_message(MakePlan())
+        await settle(pilot)
+
+        assert {PlanProgress, PlanChanged} <= {type(message) for message in told}
+        assert app.screen.plan_problems[0].where
+
+
 async def test_the_editor_takes_and_gives_back_the_toml(monkeypatch, tmp_path):
     script = tmp_path / "ed.py"
     script.write_text(
