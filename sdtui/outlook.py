@@ -10,7 +10,8 @@ from engine.errors import EngineError, Problem, ProblemsError, Severity
 from engine.run import RunFolder, cache_dir
 from engine.settings import SECTION_OF, Settings
 from sdtui import format as fmt
-from sdtui.draft import read_text
+from sdtui.dataset_file import publish
+from sdtui.draft import Draft, read_text
 from sdtui.pages import page_of
 
 if TYPE_CHECKING:
@@ -103,6 +104,18 @@ def look(target: Path, stamp: int, *, output_dir: str) -> Seen:
     except (OSError, EngineError):
         return Seen(text=None, stamp=-1, is_taken=is_taken)
     return Seen(text=text, stamp=now, is_taken=is_taken)
+
+
+def save_draft(draft: Draft) -> int:
+    """Write a draft's run.toml, and the dataset.toml it owns beside it; return the run.toml's time of change.
+
+    Raises:
+        OSError: One of them can't be written.
+    """
+    changes = publish(draft, draft.target.parent)
+    if changes:
+        draft.change(changes, label="dataset.toml saved beside the run.toml")
+    return write_toml(draft.target, draft.text())
 
 
 def write_toml(path: Path, text: str) -> int:

@@ -36,7 +36,7 @@ from sdtui.messages import (
     Say,
     StartRun,
 )
-from sdtui.outlook import PLANNED, TAKEN, Seen, find_plan, forecast, look, marks, write_toml
+from sdtui.outlook import PLANNED, TAKEN, Seen, find_plan, forecast, look, marks, save_draft
 from sdtui.pages import PAGES, WizardPage, load, page_of
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.status_line import StatusLine
@@ -298,7 +298,7 @@ class WizardScreen(Screen[None]):
         """Write the run.toml and say so; tell whether it worked."""
         target = self.draft.target
         try:
-            self._stamp = write_toml(target, self.draft.text())
+            self._stamp = save_draft(self.draft)
         except OSError as error:
             self._say(f"{recent.shown_path(target)} can't be written: {error.strerror or error}", "error")
             return False

@@ -167,3 +167,19 @@ def test_saving_puts_the_own_file_beside_the_run(with_file):
     config = with_file.apply(publish(with_file.draft, with_file.folder))
     assert str(with_file.folder / "dataset-2.toml") == with_file.draft.settings.dataset.dataset_config
     assert config.subsets[0].num_repeats == 4
+
+
+def test_a_saved_run_does_not_depend_on_the_folder_of_drafts(with_file):
+    """The draft's own dataset.toml is written beside the run.toml, which then names that one; the user's stays."""
+    from engine.settings_io import load_run
+    from sdtui.outlook import save_draft
+
+    with_file.apply(set_subset(with_file.draft, 0, {"num_repeats": 4}))
+    draft = with_file.draft
+
+    save_draft(draft)
+
+    named = Path(load_run(draft.target).settings.dataset.dataset_config)
+    assert named.parent == draft.target.parent
+    assert "num_repeats = 4" in named.read_text()
+    assert (with_file.folder / "dataset.toml").read_text() == USER_FILE
