@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable
 
 from engine.errors import EngineError
-from engine.settings import CurveName, OptimizerSettings
+from engine.setting_types import CurveName
+from engine.settings import OptimizerSettings
 
 POLYNOMIAL_END = 1e-7  # The rate where polynomial ends, whatever it starts from.
 

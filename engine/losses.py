@@ -11,7 +11,8 @@ from torch import Tensor
 
 from engine.diffusion import NUM_TIMESTEPS, Schedule
 from engine.errors import EngineError
-from engine.settings import HuberSchedule, LossName, LossSettings
+from engine.setting_types import HuberSchedule, LossName
+from engine.settings import LossSettings
 
 _MAX_SNR = 1000.0  # sd-scripts' bound; it is reached below timestep 1 only.
 

@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from engine.errors import EngineError, safe_text
-from engine.settings import OptimizerName, OptimizerSettings
+from engine.setting_types import OptimizerName
+from engine.settings import OptimizerSettings
 from engine.toml import nearest
 
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}

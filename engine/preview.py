@@ -23,7 +23,7 @@ from engine.models.atomic import atomic_file
 from engine.prompts import SamplePrompt
 from engine.rng import seed_for
 from engine.samplers import make_sampler
-from engine.settings import SamplerName
+from engine.setting_types import SamplerName
 from engine.text import encode, token_tensors
 from engine.tokens import ClipTokenizer
 

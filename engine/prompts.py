@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
-from engine.settings import SamplerName
+from engine.setting_types import SamplerName
 from engine.toml import nearest, parse_toml
 
 MAX_BYTES = 1_000_000

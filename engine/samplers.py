@@ -22,7 +22,7 @@ from diffusers import (
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
 
 from engine.diffusion import NUM_TIMESTEPS, Schedule
-from engine.settings import SamplerName
+from engine.setting_types import SamplerName
 
 _LAST_SIGNAL = 2.0**-24  # alphas_cumprod at a zero terminal SNR, as in diffusers: at 0 sigma would be infinite.
 

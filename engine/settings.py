@@ -4,85 +4,30 @@ Every key carries the name of the established sd-scripts flag where there is one
 so a flat command line and a sectioned file say the same thing.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field
 
 from engine.docstrings import describe_fields
-
-MixedPrecision = Literal["no", "fp16", "bf16"]
-SavePrecision = Literal["float", "fp16", "bf16"]
-SaveFormat = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
-OptimizerName = Literal["AdamW", "AdamW8bit", "Lion", "SGDNesterov", "AdaFactor"]
-CurveName = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
-LossName = Literal["l2", "l1", "huber", "smooth_l1"]
-HuberSchedule = Literal["snr", "exponential", "constant"]
-SamplerName = Literal[
-    "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
-    "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a",
-]  # fmt: skip
-Interpolation = Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"]
-
-
-def _numbers(value: Any) -> Any:
-    """Read "512,768", 512 or [512, 768] as a pair; anything else is left for the type check to refuse."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return (value, value)
-    if isinstance(value, str):
-        try:
-            parts = tuple(float(part) if "." in part else int(part) for part in value.split(","))
-        except ValueError as error:
-            raise ValueError("should be numbers separated by commas") from error
-        return parts * 2 if len(parts) == 1 else parts
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _strings(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _spelled(*names: str) -> BeforeValidator:
-    """Accept a name in any mixture of upper and lower case, as sd-scripts does for optimizers."""
-    spelling = {name.lower(): name for name in names}
-    return BeforeValidator(lambda value: spelling.get(value.lower(), value) if isinstance(value, str) else value)
-
-
-def _joined(value: Sequence[float] | None) -> str | None:
-    return None if value is None else ",".join(map(str, value))
-
-
-# Written as "512,768": that is what sd-scripts' --config_file reads.
-Size = Annotated[
-    tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]],
-    BeforeValidator(_numbers, json_schema_input_type=int | str | list[int]),
-    PlainSerializer(_joined),
-]
-Range = Annotated[
-    tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]],
-    BeforeValidator(_numbers, json_schema_input_type=str | list[float]),
-    PlainSerializer(_joined),
-]
-Color = Annotated[
-    tuple[
-        Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
-    ],
-    BeforeValidator(_numbers, json_schema_input_type=str | list[int]),
-    PlainSerializer(_joined),
-]
-Strings = Annotated[tuple[str, ...], BeforeValidator(_strings, json_schema_input_type=list[str]), PlainSerializer(list)]
-PathKind = Literal["model", "file", "folder", "output"]
-
-
-def _path(kind: PathKind) -> dict[str, Any]:
-    return {"path": kind}
-
-
-def _unit(unit: str) -> dict[str, Any]:
-    return {"unit": unit}
+from engine.setting_types import (
+    Color,
+    CurveName,
+    HuberSchedule,
+    Interpolation,
+    LossName,
+    MixedPrecision,
+    OptimizerName,
+    Range,
+    SamplerName,
+    SaveFormat,
+    SavePrecision,
+    Size,
+    Strings,
+    path_hint,
+    spelled,
+    unit_hint,
+)
 
 
 class Section(BaseModel):
@@ -101,13 +46,13 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """The model to start from and how its text encoder is used."""
 
-    pretrained_model_name_or_path: str = Field("", json_schema_extra=_path("model"))
+    pretrained_model_name_or_path: str = Field("", json_schema_extra=path_hint("model"))
     """Model to start from: a .safetensors or .ckpt file, a diffusers folder, or a hub id."""
     v2: bool | None = None
     """The model is SD 2.x; left out, this is read from the file, and a wrong statement is refused."""
     v_parameterization: bool | None = None
     """The model predicts v (SD 2.x 768) rather than noise; must be said where the file does not tell."""
-    vae: str | None = Field(None, json_schema_extra=_path("model"))
+    vae: str | None = Field(None, json_schema_extra=path_hint("model"))
     """Another VAE to use: a file, a folder or a hub id."""
     clip_skip: int | None = Field(None, ge=1, le=12)
     """Take the n-th last layer of the text encoder (1 = last, 2 = penultimate); SD 2.x already uses the penultimate."""
@@ -120,11 +65,11 @@ class ModelSettings(Section):
 class DatasetSettings(Section):
     """The pictures, their captions, buckets and augmentation; dataset.toml may say the same for each folder."""
 
-    dataset_config: str | None = Field(None, json_schema_extra=_path("file"))
+    dataset_config: str | None = Field(None, json_schema_extra=path_hint("file"))
     """A dataset.toml in sd-scripts' format; its keys win over the ones here."""
-    train_data_dir: str | None = Field(None, json_schema_extra=_path("folder"))
+    train_data_dir: str | None = Field(None, json_schema_extra=path_hint("folder"))
     """Folder of pictures with .caption or .txt files beside them, or the root of in_json's keys."""
-    in_json: str | None = Field(None, json_schema_extra=_path("file"))
+    in_json: str | None = Field(None, json_schema_extra=path_hint("file"))
     """Metadata file (JSON or JSONL) with captions and tags."""
     dataset_repeats: int = Field(1, ge=1, le=100_000)
     """How often each picture is shown in one epoch."""
@@ -132,11 +77,11 @@ class DatasetSettings(Section):
     """Target size in pixels, one number or width,height; left out: 512,512."""
     enable_bucket: bool = False
     """Sort pictures into buckets of similar aspect ratio instead of cropping all to one shape."""
-    min_bucket_reso: int = Field(256, ge=8, le=16_384, json_schema_extra=_unit("px"))
+    min_bucket_reso: int = Field(256, ge=8, le=16_384, json_schema_extra=unit_hint("px"))
     """Shortest side of a bucket."""
-    max_bucket_reso: int = Field(1024, ge=8, le=16_384, json_schema_extra=_unit("px"))
+    max_bucket_reso: int = Field(1024, ge=8, le=16_384, json_schema_extra=unit_hint("px"))
     """Longest side of a bucket."""
-    bucket_reso_steps: int = Field(64, ge=8, le=1024, json_schema_extra=_unit("px"))
+    bucket_reso_steps: int = Field(64, ge=8, le=1024, json_schema_extra=unit_hint("px"))
     """Bucket sides are multiples of this; SD 1.x and 2.x need multiples of 64."""
     bucket_no_upscale: bool = False
     """Never enlarge a picture: small ones get buckets of their own size."""
@@ -180,7 +125,7 @@ class DatasetSettings(Section):
     """Crop around a face given in the file name (_cx_cy_w_h), this many times its size; such as 2.0,4.0."""
     background_color: Color = (255, 255, 255)
     """Colour laid under transparent pictures, red,green,blue."""
-    max_image_pixels: int = Field(64_000_000, ge=1_000_000, json_schema_extra=_unit("px"))
+    max_image_pixels: int = Field(64_000_000, ge=1_000_000, json_schema_extra=unit_hint("px"))
     """Pictures with more pixels than this are refused unread."""
     skip_bad_images: bool = False
     """Go on without pictures and captions that can't be read instead of stopping; each is named."""
@@ -210,7 +155,7 @@ class TrainingSettings(Section):
 class OptimizerSettings(Section):
     """The optimizer and its learning rate."""
 
-    optimizer_type: Annotated[OptimizerName, _spelled(*OptimizerName.__args__)] = "AdamW"
+    optimizer_type: Annotated[OptimizerName, spelled(*OptimizerName.__args__)] = "AdamW"
     """AdamW is exact; AdamW8bit needs a quarter of its memory; AdaFactor needs no rate of its own."""
     optimizer_args: Strings = ()
     """Further arguments of the optimizer, each as name=value, such as weight_decay=0.01."""
@@ -220,7 +165,7 @@ class OptimizerSettings(Section):
     """Step size for the text encoder when it is trained; left out: the same."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are scaled down to this norm; 0 = off."""
-    lr_scheduler: Annotated[CurveName, _spelled(*CurveName.__args__)] = "constant"
+    lr_scheduler: Annotated[CurveName, spelled(*CurveName.__args__)] = "constant"
     """How the learning rate changes over the run."""
     lr_warmup_steps: int | float = Field(0, ge=0)
     """Steps (or, below 1, share of all steps) over which the rate rises from 0."""
@@ -288,7 +233,7 @@ class MemorySettings(Section):
     """Encode every picture once before training; faster and needs no VAE during training."""
     cache_latents_to_disk: bool = False
     """Keep the latents on disk for later runs; implies cache_latents."""
-    cache_dir: str | None = Field(None, json_schema_extra=_path("folder"))
+    cache_dir: str | None = Field(None, json_schema_extra=path_hint("folder"))
     """Where latents and the scan index are kept; left out: the user's cache folder."""
     vae_batch_size: int = Field(1, ge=1, le=256)
     """Pictures encoded at once."""
@@ -301,7 +246,7 @@ class MemorySettings(Section):
 class SavingSettings(Section):
     """Where the run goes, and when and how models are saved."""
 
-    output_dir: str = Field("", json_schema_extra=_path("output"))
+    output_dir: str = Field("", json_schema_extra=path_hint("output"))
     """The run's folder: models, samples, events and log."""
     output_name: str = Field("last", min_length=1, max_length=100)
     """File name of the model, without extension."""
@@ -346,7 +291,7 @@ class SavingSettings(Section):
 class SamplingSettings(Section):
     """Pictures drawn during training."""
 
-    sample_prompts: str | None = Field(None, json_schema_extra=_path("file"))
+    sample_prompts: str | None = Field(None, json_schema_extra=path_hint("file"))
     """File of prompts (.txt, .toml or .json in sd-scripts' format)."""
     sample_every_n_steps: int | None = Field(None, ge=0)
     """Draw samples after every n steps; 0 = never."""
@@ -361,7 +306,7 @@ class SamplingSettings(Section):
 class LoggingSettings(Section):
     """Logs beside the run's own events."""
 
-    logging_dir: str | None = Field(None, json_schema_extra=_path("folder"))
+    logging_dir: str | None = Field(None, json_schema_extra=path_hint("folder"))
     """Folder for TensorBoard logs; left out: none."""
     log_prefix: str = Field("", max_length=100)
     """Prefix of the log's folder name."""

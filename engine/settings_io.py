@@ -12,7 +12,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
-from engine.settings import SECTION_OF, SECTIONS, PathKind, Settings
+from engine.setting_types import PathKind
+from engine.settings import SECTION_OF, SECTIONS, Settings
 from engine.toml import edit_toml, nearest, read_toml
 
 # Established flags that change nothing here, and why: said to the user, not swallowed.

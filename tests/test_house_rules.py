@@ -13,14 +13,14 @@ from typing import get_args
 
 import pytest
 
-from engine import settings as model
+from engine import setting_types as model
 from engine.settings import SECTION_OF, SECTIONS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "engine").rglob("*.py"), *(ROOT / "sdtui").rglob("*.py")])
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LINES = {"engine/settings.py": 450, "engine/train.py": 150}
-DECLARING = {"settings.py", "settings_io.py", "schema.py", "flags.py", "rules.py"}
+DECLARING = {"settings.py", "setting_types.py", "settings_io.py", "schema.py", "flags.py", "rules.py"}
 
 
 def name_of(path):

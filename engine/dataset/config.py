@@ -20,7 +20,7 @@ from engine.dataset.keys import (
     read_dataset_file,
 )
 from engine.errors import Problem, ProblemsError, Severity, safe_text
-from engine.settings import Interpolation
+from engine.setting_types import Interpolation
 from engine.toml import TomlFile
 
 __all__ = ["DatasetConfig", "DatasetPart", "Subset", "dataset_json_schema", "load_dataset_config"]

@@ -10,7 +10,8 @@ from transformers import get_scheduler
 
 from engine.curves import CURVES, learning_rate_at, multiplier_at, warmup_steps
 from engine.errors import EngineError
-from engine.settings import CurveName, OptimizerSettings
+from engine.setting_types import CurveName
+from engine.settings import OptimizerSettings
 
 NUM_STEPS = 57
 

@@ -19,7 +19,8 @@ from engine.losses import (
     loss_per_image,
     weight_at,
 )
-from engine.settings import HuberSchedule, LossName, LossSettings
+from engine.setting_types import HuberSchedule, LossName
+from engine.settings import LossSettings
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ALL = torch.arange(1000)

@@ -9,7 +9,8 @@ from torch import nn
 
 from engine.errors import EngineError
 from engine.optim import OPTIMIZERS, build_optimizer, parse_arguments, set_learning_rates
-from engine.settings import OptimizerName, OptimizerSettings
+from engine.setting_types import OptimizerName
+from engine.settings import OptimizerSettings
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from engine.diffusion import make_schedule
 from engine.preview import PreviewOptions, _denoise
 from engine.prompts import SamplePrompt
 from engine.samplers import SAMPLERS, make_sampler
-from engine.settings import SamplerName
+from engine.setting_types import SamplerName
 
 SCHEDULES = {
     "epsilon": make_schedule("epsilon"),

@@ -1,0 +1,80 @@
+"""The types of setting values: choices by name, and sizes, ranges and colours written as text. Torch-free."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+MixedPrecision = Literal["no", "fp16", "bf16"]
+SavePrecision = Literal["float", "fp16", "bf16"]
+SaveFormat = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
+OptimizerName = Literal["AdamW", "AdamW8bit", "Lion", "SGDNesterov", "AdaFactor"]
+CurveName = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+LossName = Literal["l2", "l1", "huber", "smooth_l1"]
+HuberSchedule = Literal["snr", "exponential", "constant"]
+SamplerName = Literal[
+    "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
+    "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a",
+]  # fmt: skip
+Interpolation = Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"]
+
+
+def _numbers(value: Any) -> Any:
+    """Read "512,768", 512 or [512, 768] as a pair; anything else is left for the type check to refuse."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return (value, value)
+    if isinstance(value, str):
+        try:
+            parts = tuple(float(part) if "." in part else int(part) for part in value.split(","))
+        except ValueError as error:
+            raise ValueError("should be numbers separated by commas") from error
+        return parts * 2 if len(parts) == 1 else parts
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _strings(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def spelled(*names: str) -> BeforeValidator:
+    """Accept a name in any mixture of upper and lower case, as sd-scripts does for optimizers."""
+    spelling = {name.lower(): name for name in names}
+    return BeforeValidator(lambda value: spelling.get(value.lower(), value) if isinstance(value, str) else value)
+
+
+def _joined(value: Sequence[float] | None) -> str | None:
+    return None if value is None else ",".join(map(str, value))
+
+
+# Written as "512,768": that is what sd-scripts' --config_file reads.
+Size = Annotated[
+    tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]],
+    BeforeValidator(_numbers, json_schema_input_type=int | str | list[int]),
+    PlainSerializer(_joined),
+]
+Range = Annotated[
+    tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]],
+    BeforeValidator(_numbers, json_schema_input_type=str | list[float]),
+    PlainSerializer(_joined),
+]
+Color = Annotated[
+    tuple[
+        Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
+    ],
+    BeforeValidator(_numbers, json_schema_input_type=str | list[int]),
+    PlainSerializer(_joined),
+]
+Strings = Annotated[tuple[str, ...], BeforeValidator(_strings, json_schema_input_type=list[str]), PlainSerializer(list)]
+PathKind = Literal["model", "file", "folder", "output"]
+
+
+def path_hint(kind: PathKind) -> dict[str, Any]:
+    """Mark a setting as a path, so that forms complete it and run.toml keeps it relative."""
+    return {"path": kind}
+
+
+def unit_hint(unit: str) -> dict[str, Any]:
+    """Say what unit a number is in."""
+    return {"unit": unit}
