@@ -5,10 +5,12 @@ EngineError            one sentence: what, where, the value, the remedy
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 Severity = Literal["error", "warning", "info"]
+Values = tuple[tuple[str, object], ...]
+"""Settings and what to set them to, None for the default."""
 
 # Marks that reorder or hide text on a terminal: bidi controls, zero-width characters, separators, BOM.
 _HIDDEN = frozenset(
@@ -30,13 +32,25 @@ class EngineError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A finding about settings, data or the machine, with its place and its remedy."""
+    """A finding about settings, data or the machine, with its place and its remedy.
+
+    `reason` is why it matters and how that is known; `setting` the setting it is about, where it is about one;
+    `values` the remedy as a change of settings, where it is one that needs no thought.
+    """
 
     code: str
     severity: Severity
     where: str
     message: str
     fix: str = ""
+    reason: str = ""
+    setting: str = ""
+    values: Values = ()
+
+    @property
+    def about(self) -> str:
+        """The setting it is about, else its place."""
+        return self.setting or self.where
 
     def __str__(self) -> str:
         """Return the finding as one line for a terminal or a log."""
@@ -44,9 +58,18 @@ class Problem:
         remedy = f" ({self.fix})" if self.fix else ""
         return f"{place}{self.message}{remedy}"
 
-    def as_json(self) -> dict[str, str]:
-        """Return the finding as the JSON object of `check --json`."""
-        return asdict(self)
+    def as_json(self) -> dict[str, Any]:
+        """Return the finding as the JSON object of `check --json`; in `set`, null is the default."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "where": self.where,
+            "message": self.message,
+            "fix": self.fix,
+            "reason": self.reason,
+            "setting": self.setting,
+            "set": dict(self.values),
+        }
 
 
 class ProblemsError(EngineError):

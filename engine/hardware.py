@@ -2,12 +2,56 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A graphics card as its driver describes it; `capability` is CUDA's compute capability, such as (8, 6)."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    capability: tuple[int, int]
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it computes in bf16, which NVIDIA's cards do from Ampere (8.0) on."""
+        return self.capability >= (8, 0)
+
+
+def graphics_cards() -> tuple[Card, ...]:
+    """Return NVIDIA's cards as the driver lists them, none where there is no driver; a matter of milliseconds."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except (OSError, ValueError, pynvml.NVMLError):
+        return ()
+    try:
+        return tuple(_card(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
+    except pynvml.NVMLError:  # A card that fell off its bus: as good as none.
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _card(pynvml: Any, index: int) -> Card:  # noqa: ANN401 - a module
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    name = pynvml.nvmlDeviceGetName(handle)
+    return Card(
+        name=name.decode(errors="replace") if isinstance(name, bytes) else name,
+        total_bytes=int(memory.total),
+        free_bytes=int(memory.free),
+        capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+    )
 
 
 def peak_memory_bytes(device: "torch.device") -> int:

@@ -1,4 +1,4 @@
-"""docs/settings.md and the JSON Schemas for run.toml and dataset.toml, generated from the models. Torch-free."""
+"""The generated pages of docs/ and the JSON Schemas for run.toml and dataset.toml. Torch-free."""
 
 import json
 import types
@@ -80,8 +80,11 @@ def _default_text(field: FieldInfo) -> str:
 
 def documents() -> dict[str, str]:
     """Return every generated document by its name under docs/."""
+    from engine.rules.document import checks_markdown
+
     return {
         "settings.md": settings_markdown(),
+        "checks.md": checks_markdown(),
         "run.schema.json": json.dumps(run_json_schema(), indent=1) + "\n",
         "dataset.schema.json": json.dumps(dataset_json_schema(), indent=1) + "\n",
     }

@@ -96,26 +96,15 @@ def _machine() -> Iterator[Finding]:
 
 
 def _graphics_cards() -> Iterator[Finding]:
-    try:
-        import pynvml
+    from engine.hardware import graphics_cards
 
-        pynvml.nvmlInit()
-    except (ImportError, OSError, ValueError) as error:
-        yield _no_card(str(error))
-        return
-    except Exception as error:  # noqa: BLE001 - NVMLError, which has no name without the module
-        yield _no_card(str(error))
-        return
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        major, _minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        name = pynvml.nvmlDeviceGetName(handle)
-        shown = name.decode() if isinstance(name, bytes) else name
-        advice = "mixed_precision=bf16 is the best choice here" if major >= 8 else "this card has no bf16: use fp16"
-        fact = f"{safe_text(shown)}, {size(memory.free)} free of {size(memory.total)}"
+    cards = graphics_cards()
+    if not cards:
+        yield _no_card("the driver names none")
+    for index, card in enumerate(cards):
+        advice = "mixed_precision=bf16 is the best choice here" if card.has_bf16 else "this card has no bf16: use fp16"
+        fact = f"{safe_text(card.name)}, {size(card.free_bytes)} free of {size(card.total_bytes)}"
         yield Finding(topic=f"GPU {index}", fact=fact, advice=advice)
-    pynvml.nvmlShutdown()
 
 
 def _no_card(reason: str) -> Finding:

@@ -140,7 +140,7 @@ class Draft:
 
     def problem_of(self, name: str) -> Problem | None:
         """Return the gravest problem of a setting."""
-        return next((problem for problem in self.problems if problem.where == name), None)
+        return next((problem for problem in self.problems if problem.about == name), None)
 
     def try_value(self, name: str, value: object) -> Problem | None:
         """Return why a value can't be used for a setting, or None where it can."""

@@ -9,10 +9,7 @@ from sdtui.draft import Draft, Snapshot
 
 Changes = Mapping[str, object]
 
-_ASSIGN = re.compile(r"\bset (\w+)=([\w.+,-]+)")
 _MEANT = re.compile(r"did you mean '([^']+)'")
-_SWITCH = re.compile(r"\bset (\w+)\b(?!=)")
-_REMOVE = re.compile(r"\b(?:remove (\w+)|leave out)\b")
 
 
 def fix_for(draft: Draft, problem: Problem) -> Changes | None:
@@ -43,21 +40,12 @@ def _errors(snapshot: Snapshot) -> set[tuple[str, str]]:
 
 
 def _candidates(draft: Draft, problem: Problem) -> Iterator[Changes]:
-    """Read a remedy's words: did you mean a, set a=b, set a (a switch), remove a, keep only a, swap them."""
+    """Yield what the problem proposes, the spelling it asks about, and the removal of a value that is refused."""
+    if problem.values:
+        yield dict(problem.values)
     yield from _meant(draft, problem)
-    for name, value in _ASSIGN.findall(problem.fix):
-        if name in SECTION_OF:
-            yield {name: value}
-    if "swap" in problem.fix and problem.where == "min_timestep":
-        yield {"min_timestep": draft.value("max_timestep") - 1, "max_timestep": draft.value("min_timestep") + 1}
-    named = [name for name in _REMOVE.findall(problem.fix) if name in SECTION_OF]
-    removed = [{name: None} for name in dict.fromkeys([*named, problem.where]) if name in draft.now.entries]
-    if _REMOVE.search(problem.fix):
-        yield from removed
-    for name in _SWITCH.findall(problem.fix):
-        if name in SECTION_OF and draft.value(name) is False:
-            yield {name: True}
-    yield from removed
+    if not problem.reason and problem.where in draft.now.entries:  # Not from a rule: a name or value that is refused.
+        yield {problem.where: None}
 
 
 def _meant(draft: Draft, problem: Problem) -> Iterator[Changes]:

@@ -70,7 +70,7 @@ def marks(problems: Iterable[Problem]) -> dict[str, tuple[Severity, int]]:
     for problem in problems:
         if problem.severity == "info":
             continue
-        name = page_of(problem.where)
+        name = page_of(problem.about)
         severity, count = found.get(name, (problem.severity, 0))
         if severity == problem.severity:
             found[name] = (severity, count + 1)

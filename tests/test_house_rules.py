@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "engine").rglob("*.py"), *(ROOT / "sdtui").rglob("*.py")])
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LINES = {"engine/settings.py": 450, "engine/train.py": 150}
-DECLARING = {"settings.py", "setting_types.py", "settings_io.py", "schema.py", "flags.py", "rules.py"}
+DECLARING = {"settings.py", "setting_types.py", "settings_io.py", "schema.py", "flags.py"}
 
 
 def name_of(path):
@@ -84,6 +84,7 @@ def read_names(paths):
 def test_every_setting_has_a_reader():
     """A setting that nothing reads is refused by name (NOT_YET) rather than accepted."""
     engine = [path for path in SOURCES if path.is_relative_to(ROOT / "engine") and path.name not in DECLARING]
+    engine = [path for path in engine if not path.is_relative_to(ROOT / "engine" / "rules")]  # They only judge.
     read = read_names(engine)
     by_prefix = {name for name in SECTION_OF if name.startswith("metadata_")}
     assert 'startswith("metadata_")' in (ROOT / "engine" / "parts.py").read_text()

@@ -34,7 +34,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Text:
+class Text:
     """How a kind is told: its severity, many files at once (after the count), and the remedy."""
 
     severity: Severity
@@ -44,42 +44,42 @@ class _Text:
 
 _REPLACE = "replace it or take it out of the data set"
 _CONVERT = "save the caption as UTF-8 text"
-_TEXTS: Mapping[FindingKind, _Text] = {
-    "empty": _Text(severity="error", many="files are empty", fix=_REPLACE),
-    "not-a-picture": _Text(severity="error", many="files are no pictures", fix=_REPLACE),
-    "refused-format": _Text(severity="error", many="files have a format that is not read", fix="convert it to PNG"),
-    "damaged": _Text(severity="error", many="pictures are damaged", fix=_REPLACE),
-    "too-large": _Text(
+TEXTS: Mapping[FindingKind, Text] = {
+    "empty": Text(severity="error", many="files are empty", fix=_REPLACE),
+    "not-a-picture": Text(severity="error", many="files are no pictures", fix=_REPLACE),
+    "refused-format": Text(severity="error", many="files have a format that is not read", fix="convert it to PNG"),
+    "damaged": Text(severity="error", many="pictures are damaged", fix=_REPLACE),
+    "too-large": Text(
         severity="error", many="pictures have too many pixels", fix="save it smaller, or raise max_image_pixels"
     ),
-    "unreadable": _Text(severity="error", many="files can't be read", fix="change its permissions"),
-    "missing-picture": _Text(
+    "unreadable": Text(severity="error", many="files can't be read", fix="change its permissions"),
+    "missing-picture": Text(
         severity="error", many="pictures of the metadata file are missing", fix="check image_dir, or clean the file"
     ),
-    "outside-image-dir": _Text(
+    "outside-image-dir": Text(
         severity="error", many="keys of the metadata file lead out of image_dir", fix="write an absolute path"
     ),
-    "caption-encoding": _Text(severity="error", many="captions are not UTF-8 text", fix=_CONVERT),
-    "bad-metadata": _Text(severity="error", many="entries of the metadata file can't be used", fix="mend the file"),
-    "unreadable-folder": _Text(severity="error", many="folders can't be read", fix="change its permissions"),
-    "no-pictures": _Text(severity="error", many="folders hold no pictures", fix="check image_dir and recursive"),
-    "no-caption": _Text(
+    "caption-encoding": Text(severity="error", many="captions are not UTF-8 text", fix=_CONVERT),
+    "bad-metadata": Text(severity="error", many="entries of the metadata file can't be used", fix="mend the file"),
+    "unreadable-folder": Text(severity="error", many="folders can't be read", fix="change its permissions"),
+    "no-pictures": Text(severity="error", many="folders hold no pictures", fix="check image_dir and recursive"),
+    "no-caption": Text(
         severity="warning", many="pictures have no caption and are trained without one", fix="caption them"
     ),
-    "empty-caption": _Text(
+    "empty-caption": Text(
         severity="warning", many="captions are empty; their pictures are trained without one", fix="caption them"
     ),
-    "long-caption": _Text(severity="warning", many="captions are longer than 64 KB and are cut there"),
-    "animated": _Text(severity="warning", many="pictures are animated; their first frame is used"),
-    "wrong-extension": _Text(severity="info", many="pictures have another format than their name says"),
-    "not-a-file": _Text(severity="warning", many="entries are no regular files and are left out"),
-    "link-loop": _Text(severity="warning", many="links lead back to a folder that was read already"),
-    "other-format": _Text(
+    "long-caption": Text(severity="warning", many="captions are longer than 64 KB and are cut there"),
+    "animated": Text(severity="warning", many="pictures are animated; their first frame is used"),
+    "wrong-extension": Text(severity="info", many="pictures have another format than their name says"),
+    "not-a-file": Text(severity="warning", many="entries are no regular files and are left out"),
+    "link-loop": Text(severity="warning", many="links lead back to a folder that was read already"),
+    "other-format": Text(
         severity="info", many="pictures in other formats are left out", fix="convert them to PNG, JPEG or WebP"
     ),
-    "stem-key": _Text(severity="info", many="keys of the metadata file have no extension; pictures were found by name"),
-    "twice": _Text(severity="warning", many="pictures are named twice in one subset; the first is used"),
-    "index": _Text(severity="warning", many="notes about the scan index"),
+    "stem-key": Text(severity="info", many="keys of the metadata file have no extension; pictures were found by name"),
+    "twice": Text(severity="warning", many="pictures are named twice in one subset; the first is used"),
+    "index": Text(severity="warning", many="notes about the scan index"),
 }
 BAD_FILES = frozenset(name for part in get_args(BadFile) for name in get_args(part) or (part,))
 
@@ -105,7 +105,7 @@ class Findings:
         return tuple(sorted(told, key=lambda problem: rank[problem.severity]))
 
     def _told(self, kind: FindingKind, is_skipping: bool) -> list[Problem]:
-        text, count, first = _TEXTS[kind], self._counts[kind], self._first[kind]
+        text, count, first = TEXTS[kind], self._counts[kind], self._first[kind]
         severity: Severity = "warning" if is_skipping and kind in BAD_FILES else text.severity
         # Captions and formats come by the hundred; only what stops a run is worth a line for each file.
         if count <= (LISTED if text.severity == "error" else 1):

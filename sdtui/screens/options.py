@@ -81,7 +81,7 @@ class OptionsPage(WizardPage):
 
     def _group_row(self, index: int, width: int) -> list[Cell]:
         name = SECTION_NAMES[index]
-        marks = [problem.severity for problem in self._problems if _section_of(problem.where) == name]
+        marks = [problem.severity for problem in self._problems if _section_of(problem.about) == name]
         gravest = next((severity for severity in ("error", "warning") if severity in marks), "")
         changed = self._counts.get(name, 0)
         mark = SEVERITY_MARKS[gravest] if gravest else " "
@@ -178,7 +178,7 @@ class OptionsPage(WizardPage):
 
     @on(RowList.Chosen, "#problems")
     def _problem_chosen(self, event: RowList.Chosen) -> None:
-        self.show_setting(self._problems[event.index].where)
+        self.show_setting(self._problems[event.index].about)
 
     def show_setting(self, name: str) -> None:
         """Bring a setting into view and focus it."""

@@ -119,7 +119,7 @@ class ReviewPage(WizardPage):
         lines: list[str | tuple[str, str]] = [f"{line}\n" for line in self._plan_lines()]
         for problem in (*errors, *warnings)[:4]:
             mark = SEVERITY_MARKS[problem.severity]
-            lines.append((f"{mark} {safe_text(problem.message, limit=120)} (page {_number(problem.where)})\n", "bold"))
+            lines.append((f"{mark} {safe_text(problem.message, limit=120)} (page {_number(problem.about)})\n", "bold"))
         if len(errors) + len(warnings) > 4:
             lines.append(f"  and {len(errors) + len(warnings) - 4} more: page 4 lists them\n")
         if not errors:

@@ -99,7 +99,7 @@ class WizardScreen(Screen[None]):
 
     def _first_page(self) -> str:
         """Return Model for a new draft, and Review for one with nothing to correct."""
-        wrong = [page_of(problem.where) for problem in self.draft.problems if problem.severity == "error"]
+        wrong = [page_of(problem.about) for problem in self.draft.problems if problem.severity == "error"]
         return next((page.name for page in PAGES if page.name in wrong), "review")
 
     @property
@@ -204,7 +204,7 @@ class WizardScreen(Screen[None]):
 
     def action_fix(self) -> None:
         """Fix the first problem that can be fixed, this page's first."""
-        ordered = sorted(self.problems, key=lambda problem: page_of(problem.where) != self._now)
+        ordered = sorted(self.problems, key=lambda problem: page_of(problem.about) != self._now)
         self._fix([problem for problem in ordered if self.fix_for(problem)][:1] or ordered[:1])
 
     def action_fix_all(self) -> None:

@@ -51,7 +51,7 @@ def test_a_new_draft_gets_the_first_free_run_folder(tmp_path):
 
 
 def test_problems_name_the_setting_they_are_about(draft):
-    assert codes(draft) == [("required", "pretrained_model_name_or_path"), ("required", "train_data_dir")]
+    assert codes(draft) == [("no-model", "pretrained_model_name_or_path"), ("no-pictures-named", "train_data_dir")]
 
 
 def test_a_change_is_checked_and_its_origin_known(draft):

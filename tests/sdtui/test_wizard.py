@@ -361,7 +361,7 @@ async def test_f_fixes_the_problem_of_the_selected_setting_and_shift_f_all():
         assert draft.value("use_ema") is True
 
         await press(pilot, "F")
-        assert [problem.code for problem in draft.problems] == ["required", "required"]
+        assert [problem.code for problem in draft.problems] == ["no-model", "no-pictures-named"]
 
 
 async def test_a_problem_leads_to_its_setting():

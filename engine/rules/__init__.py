@@ -1,0 +1,24 @@
+"""What is wrong with a run before anything is loaded: rules by theme, each a small pure function. Torch-free.
+
+docs/checks.md lists them all, with their reasons and sources.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import Problem
+from engine.rules import basics, data, idle, learning, noise, precision
+from engine.rules.rule import Rule, applied
+from engine.settings import Settings
+
+SETTINGS_RULES: tuple[Rule[Settings], ...] = (
+    *basics.RULES, *learning.RULES, *noise.RULES, *precision.RULES, *data.RULES, *idle.RULES,
+)  # fmt: skip
+
+# By the heading of docs/checks.md: what a rule looks at.
+ALL_RULES: Mapping[str, tuple[Rule[Any], ...]] = {"Settings": SETTINGS_RULES}
+
+
+def find_problems(settings: Settings, places: Mapping[str, str] | None = None) -> tuple[Problem, ...]:
+    """Return every problem of the settings alone; `places` maps a setting to where it was given."""
+    return applied(SETTINGS_RULES, settings, places)
