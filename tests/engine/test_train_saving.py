@@ -85,8 +85,10 @@ def test_a_saved_ckpt_trains_again_with_another_vae(tmp_path, base):
     run = go(tmp_path / "a", model=ckpt, max_train_steps=6)
     other = go(tmp_path / "b", model=ckpt, vae=str(folder), max_train_steps=6)
 
-    assert run.losses == pytest.approx(base.losses, rel=1e-6)
-    assert other.losses != pytest.approx(base.losses, rel=1e-6)
+    # Weights stay mapped where their file has them, and some processors round by a tensor's place in memory.
+    assert run.losses[0] == pytest.approx(base.losses[0], rel=1e-6)
+    assert run.losses == pytest.approx(base.losses, rel=1e-4)
+    assert other.losses != pytest.approx(base.losses, rel=1e-4)
     weights = other.weights()["first_stage_model.encoder.conv_in.weight"]
     torch.testing.assert_close(weights, vae["encoder.conv_in.weight"] * 0.9)
 
