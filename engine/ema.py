@@ -14,7 +14,7 @@ from engine.errors import EngineError, safe_text
 
 
 class Ema:
-    """Average of the trainable parameters of some modules, named "part.parameter", on their device."""
+    """Average of the trainable parameters of some modules, named "part.parameter", in float32 on their device."""
 
     def __init__(self, parts: Iterable[tuple[str, nn.Module]], decay: float) -> None:
         self.decay = decay
@@ -25,7 +25,9 @@ class Ema:
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
-        self._averages = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._averages = {
+            name: parameter.detach().to(torch.float32, copy=True) for name, parameter in self._parameters.items()
+        }
         self._is_swapped = False
 
     @torch.no_grad()
@@ -33,8 +35,14 @@ class Ema:
         """Move the average towards the weights; call once after every optimizer step."""
         assert not self._is_swapped, "the weights are the average at present"
         self.num_updates += 1
+        share = 1 - decay_at(self.num_updates, self.decay)
         weights: list[Tensor] = list(self._parameters.values())
-        torch._foreach_lerp_(list(self._averages.values()), weights, 1 - decay_at(self.num_updates, self.decay))
+        averages = list(self._averages.values())
+        if all(weight.dtype == torch.float32 for weight in weights):
+            torch._foreach_lerp_(averages, weights, share)
+            return
+        for average, weight in zip(averages, weights, strict=True):  # One float32 copy at a time.
+            average.lerp_(weight.float(), share)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

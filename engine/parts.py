@@ -35,6 +35,7 @@ from engine.prompts import SamplePrompt, read_prompts
 from engine.settings import SECTION_OF, MemorySettings, Settings
 from engine.telling import Teller
 from engine.text import encode
+from engine.update import Updater, make_updater
 
 METADATA = frozenset(name for name in SECTION_OF if name.startswith("metadata_"))
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -50,6 +51,7 @@ class Parts:
     model: StableDiffusion
     denoiser: nn.Module
     optimizer: Optimizer
+    updater: Updater
     schedule: Schedule
     source: WindowSource
     prompts: tuple[SamplePrompt, ...]
@@ -149,7 +151,7 @@ def prepare(settings: Settings, plan: Plan, *, folder: Path, cache_dir: Path, te
     texts = prepare_text(settings, plan, model, cache_dir=cache_dir, tell=tell)
     if latents is not None:
         model.vae.to("cpu")
-    denoiser = _denoiser(settings, model).to(accelerator.device)
+    denoiser = _denoiser(settings, model).to(accelerator.device, trained_dtype(settings.memory))
     optimizer = build_optimizer(denoiser.parts(), settings.optimizer)
     ema = Ema(denoiser.parts(), settings.training.ema_decay) if settings.training.use_ema else None
     prepared, optimizer = accelerator.prepare(denoiser, optimizer)
@@ -172,6 +174,7 @@ def prepare(settings: Settings, plan: Plan, *, folder: Path, cache_dir: Path, te
         model=model,
         denoiser=prepared,
         optimizer=optimizer,
+        updater=make_updater(accelerator, optimizer, settings),
         schedule=schedule,
         source=WindowSource(settings=settings, plan=plan, tokenizer=model.tokenizer, latents=latents, texts=texts),
         prompts=prompts,
@@ -179,6 +182,11 @@ def prepare(settings: Settings, plan: Plan, *, folder: Path, cache_dir: Path, te
         dtype=dtype,
         ema=ema,
     )
+
+
+def trained_dtype(memory: MemorySettings) -> torch.dtype:
+    """Return the number format of the trained weights: float32 unless all of them are to be kept in half precision."""
+    return PRECISIONS[memory.mixed_precision] if memory.full_fp16 or memory.full_bf16 else torch.float32
 
 
 def _accelerator(memory: MemorySettings) -> Accelerator:

@@ -7,7 +7,7 @@ so a flat command line and a sectioned file say the same thing.
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from engine.docstrings import describe_fields
 from engine.setting_types import (
@@ -19,28 +19,19 @@ from engine.setting_types import (
     MixedPrecision,
     OptimizerName,
     Range,
-    SamplerName,
-    SaveFormat,
-    SavePrecision,
+    Section,
     Size,
     Strings,
     path_hint,
     spelled,
     unit_hint,
 )
+from engine.settings_output import LoggingSettings, SamplingSettings, SavingSettings
 
-
-class Section(BaseModel):
-    """A TOML section: frozen, strict about types, no unknown keys, finite numbers only."""
-
-    # Building the validators is put off to their first use: 40 ms that the first screen need not wait for.
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        defer_build=True,
-    )
+__all__ = [
+    "SECTIONS", "SECTION_OF", "DatasetSettings", "LoggingSettings", "LossSettings", "MemorySettings", "ModelSettings",
+    "OptimizerSettings", "SamplingSettings", "SavingSettings", "Section", "Settings", "TrainingSettings",
+]  # fmt: skip
 
 
 class ModelSettings(Section):
@@ -223,6 +214,12 @@ class MemorySettings(Section):
     """Compute in fp16 or bf16 while weights stay in fp32; bf16 needs no loss scaling."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third slower."""
+    full_fp16: bool = False
+    """Keep the trained weights themselves in fp16, gradients too; needs mixed_precision=fp16 and a graphics card."""
+    full_bf16: bool = False
+    """Keep the trained weights themselves in bf16, updates rounded at random; needs mixed_precision=bf16."""
+    fused_backward_pass: bool = False
+    """Update each tensor as soon as its gradient is there; gradients are never held, and clipped one by one."""
     sdpa: bool = False
     """Torch's fused attention; it is used anyway unless another kind is chosen."""
     xformers: bool = False
@@ -241,77 +238,6 @@ class MemorySettings(Section):
     """Run the VAE in fp32 under mixed precision."""
     max_data_loader_n_workers: int = Field(8, ge=0, le=64)
     """Threads that load pictures, at most one for each core."""
-
-
-class SavingSettings(Section):
-    """Where the run goes, and when and how models are saved."""
-
-    output_dir: str = Field("", json_schema_extra=path_hint("output"))
-    """The run's folder: models, samples, events and log."""
-    output_name: str = Field("last", min_length=1, max_length=100)
-    """File name of the model, without extension."""
-    save_model_as: SaveFormat = "safetensors"
-    """Format of saved models."""
-    save_precision: SavePrecision | None = None
-    """Number format of saved models; left out: as trained."""
-    save_every_n_epochs: int | None = Field(None, ge=1)
-    """Save a model after every n epochs."""
-    save_every_n_steps: int | None = Field(None, ge=1)
-    """Save a model after every n steps."""
-    save_n_epoch_ratio: int | None = Field(None, ge=1)
-    """Save about this many models, evenly over the epochs."""
-    save_last_n_epochs: int | None = Field(None, ge=1)
-    """Keep only the newest n models saved by epochs."""
-    save_last_n_steps: int | None = Field(None, ge=1)
-    """Keep only the models saved in the last n steps."""
-    metadata_title: str | None = None
-    """Title written into the model file; left out: output_name."""
-    metadata_author: str | None = None
-    """Author written into the model file."""
-    metadata_description: str | None = None
-    """Description written into the model file."""
-    metadata_license: str | None = None
-    """Licence written into the model file."""
-    metadata_tags: str | None = None
-    """Tags written into the model file, separated by commas."""
-    metadata_usage_hint: str | None = None
-    """Usage hint written into the model file."""
-    metadata_thumbnail: str | None = None
-    """Thumbnail written into the model file, as a data URL."""
-    metadata_merged_from: str | None = None
-    """Sources of a merge, written into the model file."""
-    metadata_trigger_phrase: str | None = None
-    """Trigger phrase written into the model file."""
-    metadata_preprocessor: str | None = None
-    """Preprocessor written into the model file."""
-    metadata_is_negative_embedding: str | None = None
-    """Whether this is a negative embedding, written into the model file."""
-
-
-class SamplingSettings(Section):
-    """Pictures drawn during training."""
-
-    sample_prompts: str | None = Field(None, json_schema_extra=path_hint("file"))
-    """File of prompts (.txt, .toml or .json in sd-scripts' format)."""
-    sample_every_n_steps: int | None = Field(None, ge=0)
-    """Draw samples after every n steps; 0 = never."""
-    sample_every_n_epochs: int | None = Field(None, ge=0)
-    """Draw samples after every n epochs; wins over steps."""
-    sample_at_first: bool = False
-    """Draw samples before the first step, to compare with."""
-    sample_sampler: SamplerName = "ddim"
-    """Sampler for prompts that name none."""
-
-
-class LoggingSettings(Section):
-    """Logs beside the run's own events."""
-
-    logging_dir: str | None = Field(None, json_schema_extra=path_hint("folder"))
-    """Folder for TensorBoard logs; left out: none."""
-    log_prefix: str = Field("", max_length=100)
-    """Prefix of the log's folder name."""
-    log_tracker_name: str = Field("finetuning", min_length=1, max_length=100)
-    """Name of the tracker inside the log folder."""
 
 
 class Settings(Section):
@@ -348,5 +274,6 @@ SECTIONS: dict[str, type[Section]] = {
     for name, field in Settings.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
-describe_fields(SECTIONS.values(), Path(__file__))
+for _name in ("settings.py", "settings_output.py"):
+    describe_fields(SECTIONS.values(), Path(__file__).with_name(_name))
 SECTION_OF: dict[str, str] = {name: section for section, cls in SECTIONS.items() for name in cls.model_fields}

@@ -29,8 +29,8 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 
 # Established flags that are known but not implemented: refused by name rather than ignored.
 NOT_YET: Mapping[str, str] = {
-    **dict.fromkeys(["full_fp16", "full_bf16", "fp8_base"], "training in half precision"),
-    **dict.fromkeys(["fused_backward_pass", "fused_optimizer_groups"], "stepping inside the backward pass"),
+    "fp8_base": "weights in 8 bits, which have too few digits to be trained",
+    "fused_optimizer_groups": "groups of the SDXL trainer (use fused_backward_pass)",
     **dict.fromkeys(["torch_compile", "dynamo_backend"], "compiling the model"),
     "diffusers_xformers": "xformers through diffusers (use xformers)",
     **dict.fromkeys(["alpha_mask", "masked_loss", "conditioning_data_dir"], "masked loss"),

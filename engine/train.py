@@ -39,7 +39,7 @@ def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) 
     Raises:
         EngineError: Loss or gradient is not finite (before the update), a picture can't be read, a model not saved.
     """
-    settings, plan, accelerator, optimizer = parts.settings, parts.plan, parts.accelerator, parts.optimizer
+    settings, plan, optimizer, updater = parts.settings, parts.plan, parts.optimizer, parts.updater
     border = Border(parts=parts, tell=tell, control=control)
     stopped_by, step, began = border.before(first_step), first_step, time.perf_counter()
     with parts.windows(first_step) as windows:
@@ -49,17 +49,15 @@ def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) 
             # Only dropout inside the model draws from the global generator.
             torch.manual_seed(seed_for(settings.training.seed, "model", step))
             images = sum(batch.images for batch in window)
+            rate = set_learning_rates(optimizer, learning_rate_at(step, plan.steps, settings.optimizer))
+            updater.begin(step)
             # Divided by the window's images, not by its batches: buckets leave short batches all the time.
             results_2B = torch.cat([_train_batch(parts, batch, share=1 / images) for batch in window], dim=1)
-            norm = accelerator.clip_grad_norm_(parts.trained_parameters, settings.optimizer.max_grad_norm or math.inf)
-            assert norm is not None
             # The step's one wait for the device: losses, timesteps and norm come back together.
-            *numbers, grad_norm = torch.cat([results_2B.flatten(), norm.to(results_2B).reshape(1)]).tolist()
+            *numbers, grad_norm = torch.cat([results_2B.flatten(), updater.clip().to(results_2B).reshape(1)]).tolist()
             losses, timesteps = numbers[:images], [int(number) for number in numbers[images:]]
             _check_finite(parts, window, losses, grad_norm, step=step + 1)
-            rate = set_learning_rates(optimizer, learning_rate_at(step, plan.steps, settings.optimizer))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            updater.apply()
             if parts.ema is not None:
                 parts.ema.update()
             step += 1
@@ -74,7 +72,7 @@ def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) 
                     seconds=ended - began,
                     wait_seconds=wait_seconds,
                     bucket=window[0].batch.bucket,
-                    peak_memory_bytes=peak_memory_bytes(accelerator.device),
+                    peak_memory_bytes=peak_memory_bytes(parts.accelerator.device),
                     epoch=window[0].batch.epoch,
                     image_losses=tuple(losses),
                     timesteps=tuple(timesteps),
@@ -96,7 +94,7 @@ def _train_batch(parts: Parts, loaded: LoadedBatch, *, share: float) -> Tensor:
     target_BChw = target_for(latents_BChw, draws.noise_BCHW, draws.timesteps_B, schedule)
     prediction_BChw = parts.denoiser(noisy_BChw, draws.timesteps_B, parts.conditioning_of(loaded))
     losses_B = loss_per_image(prediction_BChw, target_BChw, draws.timesteps_B, settings.loss, schedule)
-    parts.accelerator.backward(losses_B.sum() * share)
+    parts.updater.backward(losses_B.sum() * share)
     return torch.stack([losses_B.detach(), draws.timesteps_B.to(losses_B)])
 
 
@@ -112,7 +110,8 @@ def _check_finite(parts: Parts, window: Window, losses: list[float], grad_norm: 
         return
     named = ", ".join(safe_text(parts.plan.catalog.keys[row]) for row in (bad or rows)[:5])
     what = "loss" if bad else "gradient"
+    after = "some weights were updated" if parts.updater.is_fused and not bad else "nothing was updated"
     raise EngineError(
-        f"the {what} of step {step} is not finite, with {named}; nothing was updated: "
+        f"the {what} of step {step} is not finite, with {named}; {after}: "
         "look at these pictures, lower learning_rate, or use mixed_precision=bf16 or no"
     )

@@ -24,6 +24,66 @@ def two_attentions(settings: Settings) -> Iterator[Finding]:
 
 
 @rule(
+    "half-weights", "error", why="Weights in one half precision can't be computed with in another.",
+    source="sd-scripts fine_tune.py; library/train_util.py, verify_training_args",
+)  # fmt: skip
+def half_weights(settings: Settings) -> Iterator[Finding]:
+    """full_fp16 or full_bf16 is set without the mixed precision that belongs to it."""
+    memory = settings.memory
+    for name, needed in (("full_fp16", "fp16"), ("full_bf16", "bf16")):
+        if getattr(memory, name) and memory.mixed_precision != needed:
+            message = f"{name} does not go with mixed_precision={memory.mixed_precision}"
+            fix, values = f"set mixed_precision={needed}", set_to(mixed_precision=needed)
+            yield Finding(setting=name, message=message, fix=fix, values=values)
+
+
+@rule(
+    "fused-accumulation", "error", why="Each gradient is used and freed as soon as it is there, so none add up.",
+    source="sd-scripts library/train_util.py, get_optimizer",
+)  # fmt: skip
+def fused_accumulation(settings: Settings) -> Iterator[Finding]:
+    """fused_backward_pass is set with more than one batch for each step."""
+    batches = settings.training.gradient_accumulation_steps
+    if settings.memory.fused_backward_pass and batches > 1:
+        yield Finding(
+            setting="fused_backward_pass",
+            message=f"fused_backward_pass keeps no gradients to add up over {batches} batches",
+            fix="set gradient_accumulation_steps=1",
+            values=set_to(gradient_accumulation_steps=1),
+        )
+
+
+@rule(
+    "fused-fp16", "error", why="Loss scaling skips an update once any gradient has overflowed; here it is too late.",
+    source="torch.amp.GradScaler",
+)  # fmt: skip
+def fused_fp16(settings: Settings) -> Iterator[Finding]:
+    """fused_backward_pass is set with fp16."""
+    if settings.memory.fused_backward_pass and settings.memory.mixed_precision == "fp16":
+        yield Finding(
+            setting="fused_backward_pass",
+            message="fused_backward_pass updates before it is known whether fp16's gradients overflowed",
+            fix="set mixed_precision=bf16 without full_fp16",
+            values=(*set_to(mixed_precision="bf16"), *to_default("full_fp16")),
+        )
+
+
+@rule(
+    "fused-clip", "info", why="The norm of all gradients together is known only when they have been used.",
+    source="sd-scripts sdxl_train.py",
+)  # fmt: skip
+def fused_clip(settings: Settings) -> Iterator[Finding]:
+    """max_grad_norm limits each tensor by itself under fused_backward_pass."""
+    if settings.memory.fused_backward_pass and settings.optimizer.max_grad_norm:
+        yield Finding(
+            setting="max_grad_norm",
+            message="under fused_backward_pass max_grad_norm limits each tensor's gradient, not that of all together",
+            fix="set max_grad_norm=0 to limit none",
+            values=set_to(max_grad_norm=0.0),
+        )
+
+
+@rule(
     "xformers-fp32", "warning", why="On some cards xformers has no operator for float32 heads of 80.",
     source="diffusers issue 4144; sd-scripts docs/fine_tune_README_ja.md",
 )  # fmt: skip
@@ -70,4 +130,7 @@ def sliced_attention(settings: Settings) -> Iterator[Finding]:
         )
 
 
-RULES = (two_attentions, xformers_fp32, cached_augmentation, sliced_attention)
+RULES = (
+    two_attentions, half_weights, fused_accumulation, fused_fp16, fused_clip, xformers_fp32, cached_augmentation,
+    sliced_attention,
+)  # fmt: skip

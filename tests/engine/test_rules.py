@@ -9,6 +9,7 @@ from engine.settings import Settings
 
 GOOD = {"pretrained_model_name_or_path": "m", "output_dir": "o", "train_data_dir": "d", "cache_latents": True}
 FACTOR = {"optimizer_type": "AdaFactor", "max_grad_norm": 0.0}
+FUSED = {"fused_backward_pass": True, "max_grad_norm": 0.0}
 V = {"v_parameterization": True}
 EPSILON = {"v_parameterization": False}
 
@@ -137,6 +138,19 @@ CASES = {
     ],
     "min-snr-range": [({"min_snr_gamma": 0.1}, "min_snr_gamma", {"min_snr_gamma": 5.0})],
     "two-attentions": [({"sdpa": True, "xformers": True}, "xformers", {"mem_eff_attn": True})],
+    "half-weights": [
+        ({"full_fp16": True}, "full_fp16", {"full_fp16": True, "mixed_precision": "fp16"}),
+        (
+            {"full_bf16": True, "mixed_precision": "fp16"},
+            "full_bf16",
+            {"full_bf16": True, "mixed_precision": "bf16"},
+        ),
+    ],
+    "fused-accumulation": [
+        ({**FUSED, "gradient_accumulation_steps": 2}, "fused_backward_pass", {"gradient_accumulation_steps": 2})
+    ],
+    "fused-fp16": [({**FUSED, "mixed_precision": "fp16"}, "fused_backward_pass", {**FUSED, "mixed_precision": "bf16"})],
+    "fused-clip": [({"fused_backward_pass": True}, "max_grad_norm", FUSED)],
     "xformers-fp32": [({"xformers": True}, "xformers", {"xformers": True, "mixed_precision": "fp16"})],
     "cached-augmentation": [
         ({"color_aug": True}, "color_aug", {"color_aug": True, "cache_latents": False}),

@@ -172,12 +172,12 @@ def test_a_config_file_is_read_below_the_flags(tmp_path):
 def test_unknown_flags_and_bad_values_are_named_together():
     """One round of corrections is enough."""
     with pytest.raises(ProblemsError) as caught:
-        flags("--learning_rat=1e-5", "--max_train_steps=ten", "--full_fp16")
+        flags("--learning_rat=1e-5", "--max_train_steps=ten", "--fp8_base")
 
     text = messages(caught.value)
     assert "--learning_rat is not a flag; did you mean 'learning_rate'?" in text
     assert "max_train_steps = 'ten'" in text
-    assert "full_fp16 is not available yet" in text
+    assert "fp8_base is not available yet" in text
 
 
 def test_every_setting_has_a_name_of_its_own_help_and_a_finite_default():

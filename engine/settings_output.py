@@ -1,0 +1,76 @@
+"""What a run leaves behind: sections of the settings about models, samples and logs. Torch-free."""
+
+from pydantic import Field
+
+from engine.setting_types import SamplerName, SaveFormat, SavePrecision, Section, path_hint
+
+
+class SavingSettings(Section):
+    """Where the run goes, and when and how models are saved."""
+
+    output_dir: str = Field("", json_schema_extra=path_hint("output"))
+    """The run's folder: models, samples, events and log."""
+    output_name: str = Field("last", min_length=1, max_length=100)
+    """File name of the model, without extension."""
+    save_model_as: SaveFormat = "safetensors"
+    """Format of saved models."""
+    save_precision: SavePrecision | None = None
+    """Number format of saved models; left out: as trained."""
+    save_every_n_epochs: int | None = Field(None, ge=1)
+    """Save a model after every n epochs."""
+    save_every_n_steps: int | None = Field(None, ge=1)
+    """Save a model after every n steps."""
+    save_n_epoch_ratio: int | None = Field(None, ge=1)
+    """Save about this many models, evenly over the epochs."""
+    save_last_n_epochs: int | None = Field(None, ge=1)
+    """Keep only the newest n models saved by epochs."""
+    save_last_n_steps: int | None = Field(None, ge=1)
+    """Keep only the models saved in the last n steps."""
+    metadata_title: str | None = None
+    """Title written into the model file; left out: output_name."""
+    metadata_author: str | None = None
+    """Author written into the model file."""
+    metadata_description: str | None = None
+    """Description written into the model file."""
+    metadata_license: str | None = None
+    """Licence written into the model file."""
+    metadata_tags: str | None = None
+    """Tags written into the model file, separated by commas."""
+    metadata_usage_hint: str | None = None
+    """Usage hint written into the model file."""
+    metadata_thumbnail: str | None = None
+    """Thumbnail written into the model file, as a data URL."""
+    metadata_merged_from: str | None = None
+    """Sources of a merge, written into the model file."""
+    metadata_trigger_phrase: str | None = None
+    """Trigger phrase written into the model file."""
+    metadata_preprocessor: str | None = None
+    """Preprocessor written into the model file."""
+    metadata_is_negative_embedding: str | None = None
+    """Whether this is a negative embedding, written into the model file."""
+
+
+class SamplingSettings(Section):
+    """Pictures drawn during training."""
+
+    sample_prompts: str | None = Field(None, json_schema_extra=path_hint("file"))
+    """File of prompts (.txt, .toml or .json in sd-scripts' format)."""
+    sample_every_n_steps: int | None = Field(None, ge=0)
+    """Draw samples after every n steps; 0 = never."""
+    sample_every_n_epochs: int | None = Field(None, ge=0)
+    """Draw samples after every n epochs; wins over steps."""
+    sample_at_first: bool = False
+    """Draw samples before the first step, to compare with."""
+    sample_sampler: SamplerName = "ddim"
+    """Sampler for prompts that name none."""
+
+
+class LoggingSettings(Section):
+    """Logs beside the run's own events."""
+
+    logging_dir: str | None = Field(None, json_schema_extra=path_hint("folder"))
+    """Folder for TensorBoard logs; left out: none."""
+    log_prefix: str = Field("", max_length=100)
+    """Prefix of the log's folder name."""
+    log_tracker_name: str = Field("finetuning", min_length=1, max_length=100)
+    """Name of the tracker inside the log folder."""
