@@ -42,6 +42,9 @@ class Border:
 
     def before(self, step: int) -> str:
         """Announce the run, draw the samples to compare with, and return why to stop, or ""."""
+        return self.parts.ranks.agree(self._before(step) if self._is_main else self.control.stop_reason)
+
+    def _before(self, step: int) -> str:
         settings, plan = self.parts.settings, self.parts.plan
         self.tell(
             Started(
@@ -63,7 +66,17 @@ class Border:
         return self._answer_requests(step)
 
     def after(self, step: int) -> str:
-        """Save and sample what is due, answer requests, wait out a pause; return why to stop, or ""."""
+        """Save and sample what is due, answer requests, wait out a pause; return why to stop, or "".
+
+        The main process does so; the others wait for its word, which all of them hear.
+        """
+        return self.parts.ranks.agree(self._after(step) if self._is_main else self.control.stop_reason)
+
+    @property
+    def _is_main(self) -> bool:
+        return self.parts.ranks.is_main
+
+    def _after(self, step: int) -> str:
         plan, settings = self.parts.plan, self.parts.settings
         epoch, rest = divmod(step, plan.steps_per_epoch)
         for due in due_saves(settings.saving, step=step, steps_per_epoch=plan.steps_per_epoch, epochs=plan.epochs):
@@ -75,7 +88,9 @@ class Border:
         return reason or ("request" if self._stops_at_epoch_end and rest == 0 else "")
 
     def end(self, step: int, stopped_by: str) -> None:
-        """Save the model of the end, or of the stop, and say how the run ended."""
+        """Save the model of the end, or of the stop, and say how the run ended; the main process's business."""
+        if not self._is_main:
+            return
         name = self.parts.settings.saving.output_name
         seconds = time.monotonic() - self._began
         if not stopped_by:

@@ -4,6 +4,7 @@ Dimension key: B images, C latent channels, h x w latent size.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from engine.models.sd import StableDiffusion
 from engine.npz import find_npz
 from engine.pixels import load_many
 from engine.plan import Batch, Plan
+from engine.ranks import Ranks
 from engine.settings import Settings
 from engine.telling import Teller
 from engine.text import encode, token_tensors
@@ -43,14 +45,19 @@ class WindowSource:
     tokenizer: ClipTokenizer
     latents: Latents | None
     texts: TextStates | None
+    ranks: Ranks
 
     def load(self, step: int) -> Window:
-        """Return the batches of a step, counted from 0.
+        """Return this process's batches of a step, counted from 0; at least one, if only a spare one.
 
         Raises:
             EngineError: A picture can't be read.
         """
-        return tuple(self._load_batch(batch, step) for batch in self.plan.window(step))
+        batches = self.plan.window(step)
+        own = self.ranks.share(batches)
+        if not own:
+            return (replace(self._load_batch(batches[0], step), is_spare=True),)
+        return tuple(self._load_batch(batch, step) for batch in own)
 
     def _load_batch(self, batch: Batch, step: int) -> LoadedBatch:
         showings = list(zip(batch.rows, batch.repeats, strict=True))
@@ -87,9 +94,11 @@ def loading_threads(settings: Settings) -> int:
 
 
 def prepare_latents(
-    settings: Settings, plan: Plan, model: StableDiffusion, *, cache_dir: Path, tell: Teller
+    settings: Settings, plan: Plan, model: StableDiffusion, *, cache_dir: Path, tell: Teller, ranks: Ranks
 ) -> Latents | None:
     """Encode all pictures where that is asked for, in memory or on disk, and tell what came from sd-scripts' caches.
+
+    Several processes share the work where they share a cache on disk; in memory each has all latents of its own.
 
     Raises:
         EngineError: A picture can't be read, or its latents are not finite.
@@ -102,14 +111,19 @@ def prepare_latents(
         vae_fingerprint=fingerprint(model.vae),
         dtype="float32" if memory.mixed_precision == "no" else "float16",
     )
-    latents = encode_latents(
-        [_latent_job(plan, row) for row in range(plan.num_images)],
-        cache,
-        partial(encode_with_vae, model.vae),
+    encode_jobs = partial(
+        encode_latents,
+        cache=cache,
+        encode=partial(encode_with_vae, model.vae),
         batch_size=memory.vae_batch_size,
         workers=loading_threads(settings),
         progress=tell.progress("latents"),
     )
+    jobs = [_latent_job(plan, row) for row in range(plan.num_images)]
+    if memory.cache_latents_to_disk and ranks.world > 1:
+        encode_jobs(ranks.share(jobs))
+        ranks.wait()
+    latents = encode_jobs(jobs)
     if latents.from_npz:
         message = f"{latents.from_npz} latents were taken from .npz files, whose VAE can't be checked"
         tell(Warned(code="npz", message=message))
@@ -126,7 +140,7 @@ def _latent_job(plan: Plan, row: int) -> LatentJob:
 
 
 def prepare_text(
-    settings: Settings, plan: Plan, model: StableDiffusion, *, cache_dir: Path, tell: Teller
+    settings: Settings, plan: Plan, model: StableDiffusion, *, cache_dir: Path, tell: Teller, ranks: Ranks
 ) -> TextStates | None:
     """Encode each different caption once, where the text encoder is frozen and captions stand still.
 
@@ -157,7 +171,8 @@ def prepare_text(
     if not to_disk and len(captions) * states.bytes_per_caption > TEXT_MEMORY_SHARE * psutil.virtual_memory().available:
         tell(Warned(code="text-cache", message=f"{len(captions)} different captions are encoded at each step anew"))
         return None
-    states.add(captions, progress=tell.progress("text"))
+    with ranks.main_first() if to_disk else nullcontext():
+        states.add(captions, progress=tell.progress("text"))
     return states
 
 

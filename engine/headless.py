@@ -18,6 +18,7 @@ from engine.hardware import share_cores
 from engine.librarylog import library_log, quieten
 from engine.plan import make_plan
 from engine.preflight import find_file_problems
+from engine.ranks import ALONE, Ranks
 from engine.rules import find_problems
 from engine.run import RunFolder, cache_dir, missing_folders
 from engine.runfiles import write_run_files
@@ -37,9 +38,12 @@ def train_headless(loaded: LoadedSettings, listeners: Sequence[Listener] = (), *
         EngineError: Settings, data or model are wrong; nothing was started.
         KeyboardInterrupt: A signal, named by its argument, came before training began.
     """
+    ranks = Ranks.here()
+    if not ranks.is_main:
+        return follow_main(loaded, ranks)
     display = make_display()
     try:
-        return run_engine(loaded, listeners=[display, *listeners], is_alone=True, keeps_log=keeps_log)
+        return run_engine(loaded, listeners=[display, *listeners], is_alone=True, keeps_log=keeps_log, ranks=ranks)
     finally:
         try:
             display.close()
@@ -55,8 +59,9 @@ def run_engine(
     make_control: Callable[[RunFolder], Control] = Control,
     is_alone: bool = False,
     keeps_log: bool = False,
+    ranks: Ranks = ALONE,
 ) -> int:
-    """Train in the calling thread and return the exit code.
+    """Train in the calling thread and return the exit code; of several processes the main one calls this.
 
     Args:
         loaded: Settings and where they stand.
@@ -64,6 +69,7 @@ def run_engine(
         make_control: Makes what steers the run.
         is_alone: The process is this run's: it takes the signals, and what libraries print.
         keeps_log: Leave log.txt there if nothing was started.
+        ranks: This process's place among those of the run.
 
     Raises:
         EngineError: Settings, data or model are wrong; nothing was started, and a new run folder is removed again.
@@ -88,7 +94,24 @@ def run_engine(
         for listener in own:
             stack.callback(listener.close)
         stack.enter_context(library_log(folder.log_path, takes_output=is_alone))
-        return _guarded(loaded, problems, folder=folder, control=control, tell=tell)
+        return _guarded(loaded, problems, folder=folder, control=control, tell=tell, ranks=ranks)
+
+
+def follow_main(loaded: LoadedSettings, ranks: Ranks) -> int:
+    """Train as one of several processes that is not the main one: nothing is written, nobody is told.
+
+    Raises:
+        EngineError: Something is wrong in this process; the message names it.
+    """
+    problems = find_problems(loaded.settings, loaded.places)
+    control = Control()
+    try:
+        _raise_errors(problems)
+        with control.signals():
+            folder = RunFolder(Path(loaded.settings.saving.output_dir))
+            return _prepare_and_train(loaded, (), folder=folder, control=control, tell=Teller([control]), ranks=ranks)
+    except EngineError as error:
+        raise EngineError(f"process {ranks.rank}: {error}") from error
 
 
 def _boards(logging_settings: LoggingSettings) -> list[Listener]:
@@ -96,18 +119,24 @@ def _boards(logging_settings: LoggingSettings) -> list[Listener]:
 
 
 def _guarded(
-    loaded: LoadedSettings, problems: Sequence[Problem], *, folder: RunFolder, control: Control, tell: Teller
+    loaded: LoadedSettings,
+    problems: Sequence[Problem],
+    *,
+    folder: RunFolder,
+    control: Control,
+    tell: Teller,
+    ranks: Ranks,
 ) -> int:
     """Train; an error after the start becomes the run's last event and exit code 1, one before it is raised."""
     try:
-        return _prepare_and_train(loaded, problems, folder=folder, control=control, tell=tell)
+        return _prepare_and_train(loaded, problems, folder=folder, control=control, tell=tell, ranks=ranks)
     except EngineError as error:
         if not tell.has_started:
             raise
         message = str(error)
     except Exception as error:  # The outermost boundary: a bug must end as a sentence too.
         _log.exception("internal error")
-        message = _out_of_memory(error) or internal_error(error, folder)
+        message = _out_of_memory(error) or _lost_process(error, ranks) or internal_error(error, folder)
         if not tell.has_started and _out_of_memory(error):
             raise EngineError(message) from error
         if not tell.has_started:
@@ -118,10 +147,17 @@ def _guarded(
 
 
 def _prepare_and_train(
-    loaded: LoadedSettings, problems: Sequence[Problem], *, folder: RunFolder, control: Control, tell: Teller
+    loaded: LoadedSettings,
+    problems: Sequence[Problem],
+    *,
+    folder: RunFolder,
+    control: Control,
+    tell: Teller,
+    ranks: Ranks,
 ) -> int:
     settings = loaded.settings
-    plan = make_plan(settings, cache_dir=cache_dir_for(loaded), progress=tell.progress("scan"))
+    cache = cache_dir_for(loaded)
+    plan = make_plan(settings, cache_dir=cache, progress=tell.progress("scan"), processes=ranks.world)
     _raise_errors(plan.problems)
     for problem in (*loaded.warnings, *problems, *plan.problems):
         if problem.severity == "warning":
@@ -132,10 +168,14 @@ def _prepare_and_train(
     from engine.train import train
 
     quieten()
-    parts = prepare(settings, plan, folder=folder.path, cache_dir=cache_dir_for(loaded), tell=tell)
-    write_run_files(folder.path, settings, plan.config)
+    parts = prepare(settings, plan, folder=folder.path, cache_dir=cache, tell=tell, ranks=ranks)
+    if ranks.is_main:
+        write_run_files(folder.path, settings, plan.config)
     control.is_training = True
-    ending = train(parts, tell=tell, control=control)
+    try:
+        ending = train(parts, tell=tell, control=control)
+    finally:
+        parts.ranks.leave()
     return STOP_CODES.get(ending.stopped_by, DONE)
 
 
@@ -148,6 +188,16 @@ def cache_dir_for(loaded: LoadedSettings) -> Path:
 def _raise_errors(problems: Sequence[Problem]) -> None:
     if any(problem.severity == "error" for problem in problems):
         raise ProblemsError(problems)
+
+
+def _lost_process(error: Exception, ranks: Ranks) -> str:
+    """Put into words that a collective failed, which is how the end of another process shows."""
+    if ranks.world == 1 or not isinstance(error, RuntimeError):
+        return ""
+    return (
+        f"one of the {ranks.world} processes ended or can't be reached any more; its own message, or that of the "
+        "system that ended it, says why: continue with the same launch command and `resume`"
+    )
 
 
 def _out_of_memory(error: Exception) -> str:

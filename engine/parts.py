@@ -6,12 +6,14 @@ Dimension key: B images, C latent channels, h x w latent size, L joined tokens, 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -32,12 +34,14 @@ from engine.optim import build_optimizer
 from engine.plan import Plan
 from engine.preview import PreviewOptions, SampledImage, sample_images
 from engine.prompts import SamplePrompt, read_prompts
+from engine.ranks import ALONE, Ranks
 from engine.settings import SECTION_OF, MemorySettings, Settings
 from engine.telling import Teller
 from engine.text import encode
 from engine.update import Updater, make_updater
 
 METADATA = frozenset(name for name in SECTION_OF if name.startswith("metadata_"))
+DDP_TIMEOUT_MINUTES = 30  # torch's own, for every kind of device.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -57,6 +61,7 @@ class Parts:
     prompts: tuple[SamplePrompt, ...]
     preview: PreviewOptions
     dtype: torch.dtype
+    ranks: Ranks
     ema: Ema | None = None
 
     @property
@@ -127,14 +132,17 @@ class Parts:
         return sample_images(self.model, self.prompts, self.preview, step=step, epoch=epoch)
 
 
-def prepare(settings: Settings, plan: Plan, *, folder: Path, cache_dir: Path, tell: Teller) -> Parts:
+def prepare(
+    settings: Settings, plan: Plan, *, folder: Path, cache_dir: Path, tell: Teller, ranks: Ranks = ALONE
+) -> Parts:
     """Load the model, encode what can be encoded once, and make the optimizer.
 
     Raises:
         EngineError: The model, a picture, a prompt or the optimizer's arguments are wrong.
     """
     prompts = read_prompts(Path(settings.sampling.sample_prompts)) if settings.sampling.sample_prompts else ()
-    accelerator = _accelerator(settings.memory)
+    accelerator = _accelerator(settings, ranks)
+    ranks = ranks.joined()
     # Wrong arguments are refused here rather than after hours of encoding.
     build_optimizer([("unet", nn.Linear(1, 1))], settings.optimizer)
     model = _load(settings, tell)
@@ -147,8 +155,8 @@ def prepare(settings: Settings, plan: Plan, *, folder: Path, cache_dir: Path, te
     set_attention(model.unet, settings.memory, accelerator.device)
     dtype = PRECISIONS[settings.memory.mixed_precision]
     _place_frozen(model, settings, accelerator.device, dtype)
-    latents = prepare_latents(settings, plan, model, cache_dir=cache_dir, tell=tell)
-    texts = prepare_text(settings, plan, model, cache_dir=cache_dir, tell=tell)
+    latents = prepare_latents(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
+    texts = prepare_text(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
     if latents is not None:
         model.vae.to("cpu")
     denoiser = _denoiser(settings, model).to(accelerator.device, trained_dtype(settings.memory))
@@ -176,10 +184,13 @@ def prepare(settings: Settings, plan: Plan, *, folder: Path, cache_dir: Path, te
         optimizer=optimizer,
         updater=make_updater(accelerator, optimizer, settings),
         schedule=schedule,
-        source=WindowSource(settings=settings, plan=plan, tokenizer=model.tokenizer, latents=latents, texts=texts),
+        source=WindowSource(
+            settings=settings, plan=plan, tokenizer=model.tokenizer, latents=latents, texts=texts, ranks=ranks
+        ),
         prompts=prompts,
         preview=preview,
         dtype=dtype,
+        ranks=ranks,
         ema=ema,
     )
 
@@ -189,11 +200,23 @@ def trained_dtype(memory: MemorySettings) -> torch.dtype:
     return PRECISIONS[memory.mixed_precision] if memory.full_fp16 or memory.full_bf16 else torch.float32
 
 
-def _accelerator(memory: MemorySettings) -> Accelerator:
+def _accelerator(settings: Settings, ranks: Ranks) -> Accelerator:
+    memory, training = settings.memory, settings.training
     # accelerate keeps the precision of the first run in the process, and refuses another in the second.
     AcceleratorState._reset_state()  # noqa: SLF001 - the way that accelerate's own tests and notebooks do it
     try:
-        accelerator = Accelerator(mixed_precision=memory.mixed_precision)
+        accelerator = Accelerator(
+            mixed_precision=memory.mixed_precision,
+            # Left to itself, accelerate trains apart in each of several processes that have no graphics card.
+            cpu=ranks.world > 1 and not torch.accelerator.is_available(),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(minutes=training.ddp_timeout or DDP_TIMEOUT_MINUTES)),
+                DistributedDataParallelKwargs(
+                    gradient_as_bucket_view=training.ddp_gradient_as_bucket_view,
+                    static_graph=training.ddp_static_graph,
+                ),
+            ],
+        )
     except ValueError as error:
         raise _impossible_precision(memory, str(error)) from error
     if memory.mixed_precision == "fp16" and accelerator.device.type == "cpu":

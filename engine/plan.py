@@ -74,6 +74,8 @@ class Plan:
     repeats_M: "NDArray[np.int64]"
     batches_per_epoch: int
     problems: tuple[Problem, ...]
+    processes: int = 1
+    """Processes that share each step's batches; a step holds gradient_accumulation_steps batches for each of them."""
     _epochs: dict[int, EpochBatches] = field(default_factory=dict)
 
     @property
@@ -84,7 +86,12 @@ class Plan:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch; a step never spans two epochs, so its last one may hold fewer batches."""
-        return -(-self.batches_per_epoch // self.settings.training.gradient_accumulation_steps)
+        return -(-self.batches_per_epoch // self.batches_per_step)
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of an optimizer step, over all processes."""
+        return self.settings.training.gradient_accumulation_steps * self.processes
 
     @property
     def steps(self) -> int:
@@ -106,16 +113,17 @@ class Plan:
             sizes = [bucket.batch_size for bucket in self.buckets]
             seed = self.settings.training.seed
             found = epoch_batches(self.bucket_N[self.rows_M], sizes, seed=seed, epoch=epoch)
-            self._epochs.clear()
+            # Two are kept: the loading thread is in the next epoch while the last steps of this one are trained.
+            for old in sorted(self._epochs)[:-1]:
+                self._epochs.pop(old, None)
             self._epochs[epoch] = found
         return found
 
     def window(self, step: int) -> tuple[Batch, ...]:
-        """Return the batches of an optimizer step, counted from 0."""
+        """Return the batches of an optimizer step, counted from 0, those of all processes."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        accumulation = self.settings.training.gradient_accumulation_steps
-        first = index * accumulation
-        last = min(first + accumulation, self.batches_per_epoch)
+        first = index * self.batches_per_step
+        last = min(first + self.batches_per_step, self.batches_per_epoch)
         order = self.batches_of(epoch + 1)
         return tuple(self._batch(order, number, epoch + 1) for number in range(first, last))
 
@@ -189,6 +197,7 @@ def make_plan(
     cache_dir: Path,
     progress: Callable[[int, int | None], None] = lambda _done, _total: None,
     cancel: Callable[[], bool] = lambda: False,
+    processes: int = 1,
 ) -> Plan:
     """Scan the pictures and return the plan.
 
@@ -203,10 +212,10 @@ def make_plan(
     if not len(catalog.keys):
         folders = ", ".join(str(subset.image_dir) for subset in config.subsets)
         raise EngineError(f"no pictures were found in {folders}: png, jpg, jpeg, webp and bmp files are read")
-    return plan_of(settings, config, catalog)
+    return plan_of(settings, config, catalog, processes=processes)
 
 
-def plan_of(settings: Settings, config: DatasetConfig, catalog: Catalog) -> Plan:
+def plan_of(settings: Settings, config: DatasetConfig, catalog: Catalog, *, processes: int = 1) -> Plan:
     """Return the plan for pictures that are scanned already; what the wizard calls when a setting changes."""
     import numpy as np
 
@@ -244,4 +253,5 @@ def plan_of(settings: Settings, config: DatasetConfig, catalog: Catalog) -> Plan
         repeats_M=repeats_M,
         batches_per_epoch=sum(bucket.batches for bucket in buckets),
         problems=(*config.problems, *catalog.problems),
+        processes=processes,
     )

@@ -137,6 +137,12 @@ class TrainingSettings(Section):
     """Train the text encoder too; useful for few pictures and new words, costs memory."""
     seed: int = Field(42, ge=0, le=2**63 - 1)
     """Decides order, noise, augmentation and captions; the same seed gives the same run."""
+    ddp_timeout: int | None = Field(None, ge=1, json_schema_extra=unit_hint("min"))
+    """With several processes: how long one waits for the others' gradients; left out: 30."""
+    ddp_gradient_as_bucket_view: bool = False
+    """With several processes: keep gradients in the buffers that are exchanged, one copy less."""
+    ddp_static_graph: bool = False
+    """With several processes: promise that every step uses the same parameters, which is a little faster."""
     use_ema: bool = False
     """Keep a running average of the trained weights; samples and saved models use it."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)

@@ -23,7 +23,6 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "lowram": "a model is loaded without a second copy anyway",
     "highvram": "memory is never freed between batches anyway",
     "skip_cache_check": "checking a cache costs one look per bucket",
-    "ddp_timeout": "there is one process",
     "console_log_simple": "plain lines are printed where there is no terminal",
 }
 
@@ -62,7 +61,6 @@ NOT_YET: Mapping[str, str] = {
         ["offload_param_nvme_path", "zero3_init_flag", "zero3_save_16bit_model", "fp16_master_weights_and_gradients"],
         "training in several processes",
     ),
-    **dict.fromkeys(["ddp_gradient_as_bucket_view", "ddp_static_graph"], "training in several processes"),
     **dict.fromkeys(["dataset_class", "debug_dataset"], "data-set plug-ins"),
     "output_config": "writing the flags as a file",
     **dict.fromkeys(["network_module", "network_dim", "network_alpha"], "LoRA, which this program does not train;"),

@@ -5,6 +5,7 @@ Dimension key: B images of a batch, C latent channels, h x w latent size; 2 = lo
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from engine.loading import LoadedBatch, Window
 from engine.losses import loss_per_image
 from engine.optim import set_learning_rates
 from engine.parts import Parts
+from engine.plan import Batch
 from engine.rng import seed_for
 from engine.telling import Teller
 
@@ -40,23 +42,24 @@ def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) 
         EngineError: Loss or gradient is not finite (before the update), a picture can't be read, a model not saved.
     """
     settings, plan, optimizer, updater = parts.settings, parts.plan, parts.optimizer, parts.updater
+    ranks = parts.ranks
     border = Border(parts=parts, tell=tell, control=control)
     stopped_by, step, began = border.before(first_step), first_step, time.perf_counter()
     with parts.windows(first_step) as windows:
         while step < plan.steps and not stopped_by:
-            window = next(windows)
+            window, batches = next(windows), plan.window(step)
             wait_seconds = time.perf_counter() - began
             # Only dropout inside the model draws from the global generator.
-            torch.manual_seed(seed_for(settings.training.seed, "model", step))
-            images = sum(batch.images for batch in window)
+            torch.manual_seed(seed_for(settings.training.seed, "model", step, *ranks.key))
+            images = sum(len(batch.rows) for batch in batches)
             rate = set_learning_rates(optimizer, learning_rate_at(step, plan.steps, settings.optimizer))
             updater.begin(step)
             # Divided by the window's images, not by its batches: buckets leave short batches all the time.
-            results_2B = torch.cat([_train_batch(parts, batch, share=1 / images) for batch in window], dim=1)
+            results_2B = ranks.gathered(_train_window(parts, window, share=ranks.world / images), batches)
             # The step's one wait for the device: losses, timesteps and norm come back together.
             *numbers, grad_norm = torch.cat([results_2B.flatten(), updater.clip().to(results_2B).reshape(1)]).tolist()
             losses, timesteps = numbers[:images], [int(number) for number in numbers[images:]]
-            _check_finite(parts, window, losses, grad_norm, step=step + 1)
+            _check_finite(parts, batches, losses, grad_norm, step=step + 1)
             updater.apply()
             if parts.ema is not None:
                 parts.ema.update()
@@ -71,9 +74,9 @@ def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) 
                     images=images,
                     seconds=ended - began,
                     wait_seconds=wait_seconds,
-                    bucket=window[0].batch.bucket,
+                    bucket=batches[0].bucket,
                     peak_memory_bytes=peak_memory_bytes(parts.accelerator.device),
-                    epoch=window[0].batch.epoch,
+                    epoch=batches[0].epoch,
                     image_losses=tuple(losses),
                     timesteps=tuple(timesteps),
                 )
@@ -82,6 +85,17 @@ def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) 
             began = time.perf_counter()
     border.end(step, stopped_by)
     return Ending(step=step, stopped_by=stopped_by)
+
+
+def _train_window(parts: Parts, window: Window, *, share: float) -> Tensor:
+    """Run this process's batches and return their losses and timesteps, (2, B); gradients are exchanged with the last.
+
+    `share` is each image's part of the loss, times the processes, since the exchange takes the mean of theirs.
+    """
+    *earlier, last = window
+    with parts.accelerator.no_sync(parts.denoiser):
+        results = [_train_batch(parts, batch, share=share) for batch in earlier]
+    return torch.cat([*results, _train_batch(parts, last, share=0.0 if last.is_spare else share)], dim=1)
 
 
 def _train_batch(parts: Parts, loaded: LoadedBatch, *, share: float) -> Tensor:
@@ -98,13 +112,13 @@ def _train_batch(parts: Parts, loaded: LoadedBatch, *, share: float) -> Tensor:
     return torch.stack([losses_B.detach(), draws.timesteps_B.to(losses_B)])
 
 
-def _check_finite(parts: Parts, window: Window, losses: list[float], grad_norm: float, *, step: int) -> None:
+def _check_finite(parts: Parts, batches: Sequence[Batch], losses: list[float], grad_norm: float, *, step: int) -> None:
     """Stop before an update that would poison the weights.
 
     Raises:
         EngineError: A loss is not finite, or a gradient is and fp16's loss scaling is not there to expect it.
     """
-    rows = [row for batch in window for row in batch.batch.rows]
+    rows = [row for batch in batches for row in batch.rows]
     bad = [row for row, loss in zip(rows, losses, strict=True) if not math.isfinite(loss)]
     if not bad and (math.isfinite(grad_norm) or parts.is_scaled):
         return
