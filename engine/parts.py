@@ -141,6 +141,7 @@ def prepare(
         EngineError: The model, a picture, a prompt or the optimizer's arguments are wrong.
     """
     prompts = read_prompts(Path(settings.sampling.sample_prompts)) if settings.sampling.sample_prompts else ()
+    _refuse_in_several(settings, ranks)
     accelerator = _accelerator(settings, ranks)
     ranks = ranks.joined()
     # Wrong arguments are refused here rather than after hours of encoding.
@@ -163,18 +164,6 @@ def prepare(
     optimizer = build_optimizer(denoiser.parts(), settings.optimizer)
     ema = Ema(denoiser.parts(), settings.training.ema_decay) if settings.training.use_ema else None
     prepared, optimizer = accelerator.prepare(denoiser, optimizer)
-    preview = PreviewOptions(
-        folder=folder / "sample",
-        output_name=settings.saving.output_name,
-        seed=settings.training.seed,
-        sampler=settings.sampling.sample_sampler,
-        schedule=schedule,
-        device=accelerator.device,
-        autocast=None if dtype is torch.float32 else dtype,
-        clip_skip=settings.model.clip_skip,
-        max_token_length=settings.model.max_token_length,
-        weighted_captions=settings.model.weighted_captions,
-    )
     return Parts(
         settings=settings,
         plan=plan,
@@ -188,16 +177,40 @@ def prepare(
             settings=settings, plan=plan, tokenizer=model.tokenizer, latents=latents, texts=texts, ranks=ranks
         ),
         prompts=prompts,
-        preview=preview,
+        preview=_preview(settings, schedule, accelerator.device, folder),
         dtype=dtype,
         ranks=ranks,
         ema=ema,
     )
 
 
+def _preview(settings: Settings, schedule: Schedule, device: torch.device, folder: Path) -> PreviewOptions:
+    dtype = PRECISIONS[settings.memory.mixed_precision]
+    return PreviewOptions(
+        folder=folder / "sample",
+        output_name=settings.saving.output_name,
+        seed=settings.training.seed,
+        sampler=settings.sampling.sample_sampler,
+        schedule=schedule,
+        device=device,
+        autocast=None if dtype is torch.float32 else dtype,
+        clip_skip=settings.model.clip_skip,
+        max_token_length=settings.model.max_token_length,
+        weighted_captions=settings.model.weighted_captions,
+    )
+
+
 def trained_dtype(memory: MemorySettings) -> torch.dtype:
     """Return the number format of the trained weights: float32 unless all of them are to be kept in half precision."""
     return PRECISIONS[memory.mixed_precision] if memory.full_fp16 or memory.full_bf16 else torch.float32
+
+
+def _refuse_in_several(settings: Settings, ranks: Ranks) -> None:
+    if ranks.world > 1 and settings.memory.fused_backward_pass:
+        raise EngineError(
+            f"fused_backward_pass = true with {ranks.world} processes: weights would be updated before the processes "
+            "have exchanged their gradients; remove fused_backward_pass"
+        )
 
 
 def _accelerator(settings: Settings, ranks: Ranks) -> Accelerator:
