@@ -3,13 +3,14 @@
 import itertools
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from engine.checkpoint import Due, ModelSaver, due_saves
 from engine.control import Control
 from engine.errors import EngineError, safe_text
 from engine.events import Continued, Finished, Interrupted, Paused, Requested, Sampled, Started
+from engine.optim import averaged
 from engine.parts import Parts
 from engine.run import Request
 from engine.telling import Teller
@@ -114,7 +115,7 @@ class Border:
         return saved.path
 
     def _weights_to_keep(self) -> AbstractContextManager[None]:
-        return self.parts.ema.swapped_in() if self.parts.ema else nullcontext()
+        return self.parts.ema.swapped_in() if self.parts.ema else averaged(self.parts.optimizer)
 
     def _sample(self, *, step: int, epoch: int | None = None) -> None:
         with self._weights_to_keep():

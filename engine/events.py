@@ -60,7 +60,10 @@ class Progress(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step(Event):
-    """One optimizer step; `loss` is the mean over its images, `wait_seconds` the part of `seconds` spent on data."""
+    """One optimizer step; `loss` is the mean over its images, `wait_seconds` the part of `seconds` spent on data.
+
+    `adapted_rate` is the rate that Prodigy or D-Adaptation has arrived at, d x learning_rate.
+    """
 
     kind: ClassVar[str] = "step"
     loss: float
@@ -74,6 +77,7 @@ class Step(Event):
     epoch: int
     image_losses: tuple[float, ...] = ()
     timesteps: tuple[int, ...] = ()
+    adapted_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

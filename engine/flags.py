@@ -18,6 +18,8 @@ from engine.settings_io import (
 )
 from engine.toml import nearest
 
+LISTS = ("optimizer_args", "lr_scheduler_args")
+
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every setting, grouped by section, with the setting's own help."""
@@ -36,7 +38,7 @@ def _add_flag(group: "argparse._ArgumentGroup", key: str, section: type[Section]
     text = (field.description or "").replace("%", "%%")
     if bool in (field.annotation, *get_args(field.annotation)):
         group.add_argument(f"--{key}", nargs="?", const="true", metavar="true|false", help=text)
-    elif key == "optimizer_args":
+    elif key in LISTS:
         group.add_argument(f"--{key}", nargs="*", metavar="NAME=VALUE", help=text)
     else:
         default = "" if field.default in (None, "", ()) else f" [{field.default}]".replace("%", "%%")
@@ -72,7 +74,7 @@ def settings_from_flags(parser: argparse.ArgumentParser, arguments: Sequence[str
 
 
 def _given(name: str, value: str | list[str]) -> Given:
-    if isinstance(value, list) and name != "optimizer_args":
+    if isinstance(value, list) and name not in LISTS:
         value = value[0] if value else "true"
     return Given(name=name, value=value, place=f"--{name}", folder=Path.cwd(), is_text=True)
 

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from engine.attention import enable_gradient_checkpointing, set_attention
 from engine.caches import WindowSource, prepare_latents, prepare_text
+from engine.curves import learning_rate_at
 from engine.denoiser import Conditioning, Denoiser
 from engine.diffusion import Schedule, make_schedule
 from engine.ema import Ema
@@ -146,6 +147,7 @@ def prepare(
     ranks = ranks.joined()
     # Wrong arguments are refused here rather than after hours of encoding.
     build_optimizer([("unet", nn.Linear(1, 1))], settings.optimizer)
+    learning_rate_at(0, plan.steps, settings.optimizer)
     model = _load(settings, tell)
     schedule = make_schedule(
         model.prediction_type,

@@ -8,8 +8,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 MixedPrecision = Literal["no", "fp16", "bf16"]
 SavePrecision = Literal["float", "fp16", "bf16"]
 SaveFormat = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
-OptimizerName = Literal["AdamW", "AdamW8bit", "Lion", "SGDNesterov", "AdaFactor"]
-CurveName = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+OptimizerName = Literal[
+    "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit", "PagedLion8bit",
+    "SGDNesterov", "SGDNesterov8bit", "DAdaptation", "DAdaptAdamPreprint", "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan",
+    "DAdaptAdanIP", "DAdaptLion", "DAdaptSGD", "Prodigy", "AdaFactor", "AdamWScheduleFree", "RAdamScheduleFree",
+    "SGDScheduleFree", "Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "ASGD", "RMSprop", "Rprop", "SGD",
+]  # fmt: skip
+CurveName = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+    "cosine_with_min_lr", "warmup_stable_decay", "piecewise_constant", "adafactor",
+]  # fmt: skip
 LossName = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["snr", "exponential", "constant"]
 SamplerName = Literal[
@@ -60,6 +68,24 @@ def spelled(*names: str) -> BeforeValidator:
 def _joined(value: Sequence[float] | None) -> str | None:
     return None if value is None else ",".join(map(str, value))
 
+
+def _steps_or_share(value: Any) -> Any:
+    """Read "5%" as 0.05, and tell 1.0, the whole run, from 1, one step."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if value.endswith("%"):
+            return float(value[:-1]) / 100
+        return int(value) if value.strip().isdecimal() else float(value)
+    except ValueError as error:
+        raise ValueError("should be a number of steps, a share such as 0.05, or 5%") from error
+
+
+StepsOrShare = Annotated[int | float, BeforeValidator(_steps_or_share, json_schema_input_type=int | float | str)]
+# A class of an installed package, such as "torch.optim.Muon".
+DottedName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+# sd-scripts' "adafactor:1e-4": the rate is shown until the first step and changes nothing.
+AdafactorCurve = Annotated[str, Field(pattern=r"^adafactor:[0-9.eE+-]+$")]
 
 # Written as "512,768": that is what sd-scripts' --config_file reads.
 Size = Annotated[

@@ -11,8 +11,10 @@ from pydantic import Field
 
 from engine.docstrings import describe_fields
 from engine.setting_types import (
+    AdafactorCurve,
     Color,
     CurveName,
+    DottedName,
     HuberSchedule,
     Interpolation,
     LossName,
@@ -21,6 +23,7 @@ from engine.setting_types import (
     Range,
     Section,
     Size,
+    StepsOrShare,
     Strings,
     path_hint,
     spelled,
@@ -152,8 +155,8 @@ class TrainingSettings(Section):
 class OptimizerSettings(Section):
     """The optimizer and its learning rate."""
 
-    optimizer_type: Annotated[OptimizerName, spelled(*OptimizerName.__args__)] = "AdamW"
-    """AdamW is exact; AdamW8bit needs a quarter of its memory; AdaFactor needs no rate of its own."""
+    optimizer_type: Annotated[OptimizerName | DottedName, spelled(*OptimizerName.__args__)] = "AdamW"
+    """AdamW is exact, AdamW8bit needs a quarter of its memory, AdaFactor and Prodigy find a rate; or package.Class."""
     optimizer_args: Strings = ()
     """Further arguments of the optimizer, each as name=value, such as weight_decay=0.01."""
     learning_rate: float = Field(2e-6, gt=0, le=10)
@@ -162,14 +165,24 @@ class OptimizerSettings(Section):
     """Step size for the text encoder when it is trained; left out: the same."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are scaled down to this norm; 0 = off."""
-    lr_scheduler: Annotated[CurveName, spelled(*CurveName.__args__)] = "constant"
+    lr_scheduler: Annotated[CurveName | AdafactorCurve, spelled(*CurveName.__args__)] = "constant"
     """How the learning rate changes over the run."""
-    lr_warmup_steps: int | float = Field(0, ge=0)
-    """Steps (or, below 1, share of all steps) over which the rate rises from 0."""
+    lr_warmup_steps: StepsOrShare = Field(0, ge=0)
+    """Steps over which the rate rises from 0; a share of all steps as 0.05 or 5%."""
+    lr_decay_steps: StepsOrShare = Field(0, ge=0)
+    """Steps over which warmup_stable_decay falls at the end; a share of all steps as 0.2 or 20%."""
     lr_scheduler_num_cycles: int = Field(1, ge=1)
-    """Restarts of cosine_with_restarts."""
+    """Restarts of cosine_with_restarts, half waves of cosine_with_min_lr and warmup_stable_decay."""
     lr_scheduler_power: float = Field(1.0, gt=0)
     """Exponent of polynomial."""
+    lr_scheduler_timescale: int | None = Field(None, ge=1)
+    """Steps until inverse_sqrt has fallen to 0.7 of its rate; left out: the warmup, or 10000."""
+    lr_scheduler_min_lr_ratio: float | None = Field(None, ge=0, le=1)
+    """Share of the rate at which cosine_with_min_lr and warmup_stable_decay end; 0.1 is usual."""
+    lr_scheduler_type: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*$")
+    """A class of torch.optim.lr_scheduler, or package.Class, instead of lr_scheduler."""
+    lr_scheduler_args: Strings = ()
+    """Arguments of lr_scheduler_type, each as name=value; of piecewise_constant step_rules='1:1000,0.1:2000,0.01'."""
 
 
 class LossSettings(Section):

@@ -35,11 +35,6 @@ NOT_YET: Mapping[str, str] = {
     **dict.fromkeys(["alpha_mask", "masked_loss", "conditioning_data_dir"], "masked loss"),
     **dict.fromkeys(["validation_split", "validation_seed", "validate_every_n_steps"], "a validation set"),
     **dict.fromkeys(
-        ["lr_scheduler_type", "lr_scheduler_args", "lr_scheduler_timescale", "lr_scheduler_min_lr_ratio"],
-        "further learning-rate schedules",
-    ),
-    "lr_decay_steps": "the warmup_stable_decay schedule",
-    **dict.fromkeys(
         ["save_state", "save_state_on_train_end", "save_last_n_epochs_state", "save_last_n_steps_state", "resume"],
         "resumable states",
     ),

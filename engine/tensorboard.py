@@ -32,6 +32,8 @@ class TensorBoardLog:
         self._losses.append(event.loss)
         self._writer.add_scalar("loss", event.loss, event.step)
         self._writer.add_scalar("lr/unet", event.learning_rate, event.step)
+        if event.adapted_rate is not None:
+            self._writer.add_scalar("lr/d*lr", event.adapted_rate, event.step)
         self._writer.add_scalar("grad_norm", event.grad_norm, event.step)
         if len(self._losses) == self._steps_per_epoch:
             self._writer.add_scalar("loss/epoch", sum(self._losses) / len(self._losses), event.epoch)

@@ -20,7 +20,7 @@ from engine.events import Step
 from engine.hardware import peak_memory_bytes
 from engine.loading import LoadedBatch, Window
 from engine.losses import loss_per_image
-from engine.optim import set_learning_rates
+from engine.optim import adapted_rate, set_learning_rates
 from engine.parts import Parts
 from engine.plan import Batch
 from engine.rng import seed_for
@@ -70,6 +70,7 @@ def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) 
                     step=step,
                     loss=sum(losses) / images,
                     learning_rate=rate,
+                    adapted_rate=adapted_rate(optimizer),
                     grad_norm=grad_norm,
                     images=images,
                     seconds=ended - began,

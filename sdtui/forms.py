@@ -72,7 +72,8 @@ def _choices(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type as py
         return tuple(str(value) for value in get_args(annotation))
     members = get_args(annotation)
     if NoneType not in members:
-        return ()
+        # Names to choose from, beside which others may be written: those are given in run.toml.
+        return _choices(members[0]) if members and get_origin(members[0]) is Literal else ()
     inner = [_choices(member) for member in members if member is not NoneType]
     return (LEFT_OUT, *inner[0]) if len(inner) == 1 and inner[0] else ()
 

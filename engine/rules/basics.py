@@ -2,8 +2,10 @@
 
 import importlib.util
 from collections.abc import Iterator
+from typing import get_args
 
 from engine.rules.rule import Finding, rule, set_to, to_default
+from engine.setting_types import OptimizerName
 from engine.settings import Settings
 
 CONTRACT = "docs/architecture.md"
@@ -113,17 +115,22 @@ def epochs_win(settings: Settings) -> Iterator[Finding]:
             yield Finding(setting=name, message=message, fix=f"remove {name}", values=to_default(name))
 
 
-_PACKAGES = {"Lion": ("lion_pytorch", "sdtui[optimizers]")}
+_PACKAGES = {
+    "Lion": "lion_pytorch",
+    "Prodigy": "prodigyopt",
+    **dict.fromkeys(("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"), "schedulefree"),
+    **dict.fromkeys((name for name in get_args(OptimizerName) if name.startswith("DAdapt")), "dadaptation"),
+}
 
 
 @rule("packages", "error", why="The choice is made by a package that is not there.", source="pyproject.toml, extras")
 def packages(settings: Settings) -> Iterator[Finding]:
     """A choice needs a package that this machine does not have."""
     chosen = settings.optimizer.optimizer_type
-    module, extra = _PACKAGES.get(chosen, ("", ""))
+    module = _PACKAGES.get(chosen, "")
     if module and importlib.util.find_spec(module) is None:
         message = f"{chosen} needs the package {module}"
-        yield Finding(setting="optimizer_type", message=message, fix=f"pip install '{extra}'")
+        yield Finding(setting="optimizer_type", message=message, fix="pip install 'sdtui[optimizers]'")
     if settings.memory.xformers and importlib.util.find_spec("xformers") is None:
         yield Finding(
             setting="xformers",

@@ -34,6 +34,13 @@ def _writes_metadata(settings: Settings) -> bool:
     return settings.saving.save_model_as == "safetensors"
 
 
+_ENDING = ("cosine_with_min_lr", "warmup_stable_decay")
+
+
+def _follows(*names: str) -> Callable[[Settings], bool]:
+    return lambda settings: not settings.optimizer.lr_scheduler_type and settings.optimizer.lr_scheduler in names
+
+
 # ---- The data-set file says the same for each folder, so these are looked at only where there is none.
 
 
@@ -45,9 +52,16 @@ _BUCKETS = ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_n
 _METADATA = tuple(name for name in SECTION_OF if name.startswith("metadata_"))
 
 NEEDS = (
-    Need("lr_scheduler_num_cycles", lambda s: s.optimizer.lr_scheduler == "cosine_with_restarts",
-         "lr_scheduler=cosine_with_restarts"),
-    Need("lr_scheduler_power", lambda s: s.optimizer.lr_scheduler == "polynomial", "lr_scheduler=polynomial"),
+    Need("lr_scheduler_num_cycles", _follows("cosine_with_restarts", *_ENDING), "lr_scheduler=cosine_with_restarts"),
+    Need("lr_scheduler_power", _follows("polynomial"), "lr_scheduler=polynomial"),
+    Need("lr_decay_steps", _follows("warmup_stable_decay"), "lr_scheduler=warmup_stable_decay"),
+    Need("lr_scheduler_timescale", _follows("inverse_sqrt"), "lr_scheduler=inverse_sqrt"),
+    Need("lr_scheduler_min_lr_ratio", _follows(*_ENDING), "lr_scheduler=cosine_with_min_lr"),
+    Need("lr_scheduler_args", lambda s: bool(s.optimizer.lr_scheduler_type) or _follows("piecewise_constant")(s),
+         "lr_scheduler_type"),
+    Need("lr_warmup_steps", lambda s: not s.optimizer.lr_scheduler_type
+         and s.optimizer.lr_scheduler != "piecewise_constant", "another lr_scheduler and no lr_scheduler_type"),
+    Need("lr_scheduler", lambda s: not s.optimizer.lr_scheduler_type, "lr_scheduler_type left out"),
     Need("learning_rate_te", lambda s: s.training.train_text_encoder, "train_text_encoder"),
     Need("ema_decay", lambda s: s.training.use_ema, "use_ema", set_to(use_ema=True)),
     Need("noise_offset_random_strength", lambda s: bool(s.loss.noise_offset), "noise_offset"),

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from engine.curves import POLYNOMIAL_END
+from engine.curves import ADAFACTOR, POLYNOMIAL_END, curve_name, multiplier_at
+from engine.errors import EngineError
 from engine.rules.rule import Finding, rule, set_to, to_default
 from engine.settings import OptimizerSettings, Settings
 
@@ -13,7 +14,8 @@ SCHEDULES = "transformers, optimization.get_scheduler"
 @rule("constant-warmup", "error", why="The constant schedule has no warmup.", source=SCHEDULES)
 def constant_warmup(settings: Settings) -> Iterator[Finding]:
     """lr_warmup_steps is set with the constant schedule."""
-    if settings.optimizer.lr_scheduler == "constant" and settings.optimizer.lr_warmup_steps:
+    optimizer = settings.optimizer
+    if optimizer.lr_scheduler == "constant" and optimizer.lr_warmup_steps and not optimizer.lr_scheduler_type:
         yield Finding(
             setting="lr_warmup_steps",
             message="the constant schedule has no warmup",
@@ -67,6 +69,7 @@ def takes_relative_steps(optimizer: OptimizerSettings) -> bool:
     return optimizer.optimizer_type == "AdaFactor" and not has_argument(optimizer, "relative_step", "False")
 
 
+_SCHEDULE = ("lr_scheduler", "lr_warmup_steps", "lr_scheduler_type", "lr_scheduler_args")
 _DECLINED = "or optimizer_args=relative_step=False"
 
 
@@ -77,13 +80,108 @@ _DECLINED = "or optimizer_args=relative_step=False"
 def adafactor_schedule(settings: Settings) -> Iterator[Finding]:
     """A schedule or warmup is set for AdaFactor with relative steps."""
     optimizer = settings.optimizer
-    if takes_relative_steps(optimizer) and (optimizer.lr_scheduler != "constant" or optimizer.lr_warmup_steps):
+    is_other = curve_name(optimizer.lr_scheduler) not in ("constant", ADAFACTOR) or optimizer.lr_scheduler_type
+    if takes_relative_steps(optimizer) and (is_other or optimizer.lr_warmup_steps):
         yield Finding(
             setting="lr_scheduler",
             message=f"AdaFactor takes steps by a rule of its own, not by lr_scheduler={optimizer.lr_scheduler}",
             fix=f"set lr_scheduler=constant without warmup, {_DECLINED}",
-            values=to_default("lr_scheduler", "lr_warmup_steps"),
+            values=to_default(*_SCHEDULE),
         )
+
+
+@rule("adafactor-curve", "error", why="It stands for AdaFactor's relative steps.", source=GET_OPTIMIZER)
+def adafactor_curve(settings: Settings) -> Iterator[Finding]:
+    """lr_scheduler=adafactor is set for another optimizer, or for one that declines relative steps."""
+    optimizer = settings.optimizer
+    if curve_name(optimizer.lr_scheduler) == ADAFACTOR and not takes_relative_steps(optimizer):
+        yield Finding(
+            setting="lr_scheduler",
+            message=f"lr_scheduler={optimizer.lr_scheduler} needs optimizer_type=AdaFactor with relative steps",
+            fix="set lr_scheduler=constant",
+            values=to_default("lr_scheduler"),
+        )
+
+
+@rule("min-lr-missing", "error", why="It ends at a share of the rate, which has no default.", source=SCHEDULES)
+def min_lr_missing(settings: Settings) -> Iterator[Finding]:
+    """cosine_with_min_lr is chosen without the share at which it ends."""
+    optimizer = settings.optimizer
+    if optimizer.lr_scheduler == "cosine_with_min_lr" and optimizer.lr_scheduler_min_lr_ratio is None:
+        name = "lr_scheduler_min_lr_ratio"
+        message = f"cosine_with_min_lr needs {name}, the share of the rate at which it ends"
+        yield Finding(
+            setting=name, message=message, fix=f"set {name}=0.1", values=set_to(lr_scheduler_min_lr_ratio=0.1)
+        )
+
+
+@rule("step-rules", "error", why="It has no other description.", source="diffusers, optimization")
+def step_rules(settings: Settings) -> Iterator[Finding]:
+    """piecewise_constant is chosen without step_rules that can be read."""
+    optimizer = settings.optimizer
+    if optimizer.lr_scheduler != "piecewise_constant" or optimizer.lr_scheduler_type:
+        return
+    try:
+        multiplier_at(0, 1, optimizer)
+    except EngineError as error:
+        example = ("step_rules='1:1000,0.1:2000,0.01'",)
+        fix, values = f"set lr_scheduler_args to {example[0]}", set_to(lr_scheduler_args=example)
+        yield Finding(setting="lr_scheduler_args", message=str(error), fix=fix, values=values)
+
+
+@rule(
+    "schedule-free", "error", why="It needs no schedule, and its weights are an average already.",
+    source="Defazio et al. 2024, arXiv:2405.15682; sd-scripts library/train_util.py, get_scheduler_fix",
+)  # fmt: skip
+def schedule_free(settings: Settings) -> Iterator[Finding]:
+    """A schedule, a warmup or an average of weights is set for a schedule-free optimizer."""
+    optimizer, chosen = settings.optimizer, settings.optimizer.optimizer_type
+    if "ScheduleFree" not in chosen:
+        return
+    if optimizer.lr_scheduler != "constant" or optimizer.lr_warmup_steps or optimizer.lr_scheduler_type:
+        message = f"{chosen} follows no schedule; it warms up by optimizer_args=warmup_steps=100"
+        fix = "set lr_scheduler=constant without warmup"
+        yield Finding(setting="lr_scheduler", message=message, fix=fix, values=to_default(*_SCHEDULE))
+    if settings.training.use_ema:
+        message = f"use_ema has nothing to add to {chosen}, whose weights are an average already"
+        yield Finding(setting="use_ema", message=message, fix="remove use_ema", values=to_default("use_ema"))
+
+
+@rule(
+    "adaptive-rate", "warning", why="The rate is multiplied by what the optimizer estimates.",
+    source=f"{GET_OPTIMIZER}, which warns of it; Mishchenko and Defazio 2023, arXiv:2306.06101",
+)  # fmt: skip
+def adaptive_rate(settings: Settings) -> Iterator[Finding]:
+    """Prodigy or D-Adaptation, which find the rate themselves, are given one far from 1."""
+    optimizer = settings.optimizer
+    if finds_its_rate(optimizer) and optimizer.learning_rate < 0.1:
+        message = f"learning_rate = {optimizer.learning_rate:g} is a factor for {optimizer.optimizer_type}, near 1"
+        yield Finding(
+            setting="learning_rate", message=message, fix="set learning_rate=1", values=set_to(learning_rate=1.0)
+        )
+
+
+@rule(
+    "adaptive-te-rate", "error", why="One estimate serves all parts of the model.",
+    source="prodigyopt and dadaptation, which refuse it in their first step",
+)  # fmt: skip
+def adaptive_te_rate(settings: Settings) -> Iterator[Finding]:
+    """Prodigy or D-Adaptation are given another rate for the text encoder."""
+    optimizer = settings.optimizer
+    rate = optimizer.learning_rate_te
+    if (
+        settings.training.train_text_encoder
+        and finds_its_rate(optimizer)
+        and rate not in (None, 0, optimizer.learning_rate)
+    ):
+        message = f"{optimizer.optimizer_type} finds one rate for all parts, so learning_rate_te can't differ"
+        fix, values = "remove learning_rate_te", to_default("learning_rate_te")
+        yield Finding(setting="learning_rate_te", message=message, fix=fix, values=values)
+
+
+def finds_its_rate(optimizer: OptimizerSettings) -> bool:
+    """Tell whether the optimizer estimates the learning rate, which the setting then only multiplies."""
+    return optimizer.optimizer_type == "Prodigy" or optimizer.optimizer_type.startswith("DAdapt")
 
 
 @rule(
@@ -172,6 +270,7 @@ def slow_average(settings: Settings) -> Iterator[Finding]:
 
 
 RULES = (
+    adafactor_curve, min_lr_missing, step_rules, schedule_free, adaptive_rate, adaptive_te_rate,
     constant_warmup, long_warmup, polynomial_floor, optimizer_args, adafactor_schedule, adafactor_rate, adafactor_clip,
     adafactor_memory, high_rate, te_rate_zero, slow_average,
 )  # fmt: skip

@@ -9,6 +9,8 @@ from engine.settings import Settings
 
 GOOD = {"pretrained_model_name_or_path": "m", "output_dir": "o", "train_data_dir": "d", "cache_latents": True}
 FACTOR = {"optimizer_type": "AdaFactor", "max_grad_norm": 0.0}
+FREE = {"optimizer_type": "AdamWScheduleFree"}
+PRODIGY = {"optimizer_type": "Prodigy", "learning_rate": 1.0}
 FUSED = {"fused_backward_pass": True, "max_grad_norm": 0.0}
 V = {"v_parameterization": True}
 EPSILON = {"v_parameterization": False}
@@ -74,6 +76,35 @@ CASES = {
             "lr_scheduler",
             {**FACTOR, "lr_scheduler": "cosine", "optimizer_args": ("relative_step = False",)},
         ),
+    ],
+    "adafactor-curve": [
+        ({"lr_scheduler": "adafactor:1e-4"}, "lr_scheduler", {**FACTOR, "lr_scheduler": "adafactor:1e-4"}),
+    ],
+    "min-lr-missing": [
+        (
+            {"lr_scheduler": "cosine_with_min_lr"},
+            "lr_scheduler_min_lr_ratio",
+            {"lr_scheduler": "cosine_with_min_lr", "lr_scheduler_min_lr_ratio": 0.0},
+        )
+    ],
+    "step-rules": [
+        (
+            {"lr_scheduler": "piecewise_constant"},
+            "lr_scheduler_args",
+            {"lr_scheduler": "piecewise_constant", "lr_scheduler_args": ("step_rules='1:10,0.5'",)},
+        )
+    ],
+    "schedule-free": [
+        ({**FREE, "lr_scheduler": "cosine"}, "lr_scheduler", FREE),
+        ({**FREE, "use_ema": True, "ema_decay": 0.99}, "use_ema", {"use_ema": True, "ema_decay": 0.99}),
+    ],
+    "adaptive-rate": [({"optimizer_type": "Prodigy"}, "learning_rate", PRODIGY)],
+    "adaptive-te-rate": [
+        (
+            {**PRODIGY, "train_text_encoder": True, "learning_rate_te": 0.5},
+            "learning_rate_te",
+            {**PRODIGY, "train_text_encoder": True, "learning_rate_te": 1.0},
+        )
     ],
     "adafactor-rate": [({**FACTOR, "learning_rate": 1e-5}, "learning_rate", {"learning_rate": 1e-5})],
     "adafactor-clip": [({"optimizer_type": "AdaFactor"}, "max_grad_norm", FACTOR)],

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from schedulefree import AdamWScheduleFree
 
-from engine.curves import CURVES
 from engine.errors import EngineError
-from engine.optim import OPTIMIZERS
+from engine.models.sd import StableDiffusion
+from engine.preview import draw
 
 from .run_support import TEXT, UNET, base_run, go, same, tiny_model, uncached_run
 
@@ -94,13 +95,18 @@ def test_what_this_machine_can_not_do_is_refused(tmp_path, choice, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_trains(tmp_path, name):
-    """For real, with an argument of its own."""
-    arguments = {"SGDNesterov": "momentum=0.8", "AdaFactor": "scale_parameter=True"}
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lion", "AdaFactor", "torch.optim.RAdam"])
+def test_every_kind_of_optimizer_trains(tmp_path, name):
+    """For real, with an argument of its own; tests/engine/test_optim.py has them all."""
+    arguments = {"AdaFactor": "scale_parameter=True"}
     rate = {"learning_rate": 1e-4} if name != "AdaFactor" else {"learning_rate": None}
 
-    run = go(tmp_path, optimizer_type=name.lower(), optimizer_args=[arguments.get(name, "weight_decay=0.1")], **rate)
+    run = go(
+        tmp_path,
+        optimizer_type=name if "." in name else name.lower(),
+        optimizer_args=[arguments.get(name, "weight_decay=0.1")],
+        **rate,
+    )
 
     start = load_file(tiny_model() / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
     assert run.code == 0
@@ -108,14 +114,67 @@ def test_every_optimizer_trains(tmp_path, name):
     assert all(math.isfinite(step.learning_rate) and step.learning_rate > 0 for step in run.steps)
 
 
-@pytest.mark.parametrize("name", [name for name in CURVES if name != "constant"])
-def test_every_schedule_sets_the_rate(tmp_path, name):
+def test_the_rate_found_is_told_and_the_text_encoder_shares_it(tmp_path):
+    """Prodigy's d x lr is an event's field of its own."""
+    run = go(tmp_path, optimizer_type="prodigy", learning_rate=1.0, train_text_encoder=True, max_train_steps=3)
+
+    rates = [step.adapted_rate for step in run.steps]
+    assert {step.learning_rate for step in run.steps} == {1.0}
+    assert rates == sorted(rates)
+    assert 0 < rates[0] < rates[-1] < 1e-2
+
+
+def test_schedule_free_runs_save_and_draw_the_average(tmp_path, monkeypatch):
+    """And neither changes the training: the losses are those of a run without samples and saves in between."""
+    modes = []
+
+    def recording(function):
+        def called(*arguments, **keywords):
+            modes.append(current[0].param_groups[0]["train_mode"])
+            return function(*arguments, **keywords)
+
+        return called
+
+    current = []
+    original = AdamWScheduleFree.__init__
+    monkeypatch.setattr(
+        AdamWScheduleFree,
+        "__init__",
+        lambda self, *given, **named: (original(self, *given, **named), current.insert(0, self))[0],
+    )
+    monkeypatch.setattr(StableDiffusion, "save", recording(StableDiffusion.save))
+    monkeypatch.setattr("engine.preview.draw", recording(draw))
+    (tmp_path / "prompts.txt").write_text("a cat --s 1 --w 64 --h 64 --l 1\n")
+    values = {"optimizer_type": "AdamWScheduleFree", "max_train_steps": 6}
+    plain = go(tmp_path / "plain", **values)
+    run = go(tmp_path / "drawn", save_every_n_steps=2, sample_prompts=str(tmp_path / "prompts.txt"),
+             sample_every_n_steps=1, **values)  # fmt: skip
+
+    assert modes == [False] * (1 + 6 + 4)
+    assert run.losses == plain.losses
+    assert same(run.weights(), plain.weights())
+
+
+@pytest.mark.parametrize("name", ["cosine", "warmup_stable_decay", "StepLR"])
+def test_a_schedule_sets_the_rate(tmp_path, name):
     """With a warmup of half the run the first update has rate 0, as in sd-scripts."""
-    run = go(tmp_path, lr_scheduler=name, lr_warmup_steps=0.5, max_train_steps=4)
+    chosen = {
+        "cosine": {"lr_scheduler": "cosine", "lr_warmup_steps": 0.5},
+        "warmup_stable_decay": {
+            "lr_scheduler": name, "lr_warmup_steps": "50%", "lr_decay_steps": 1, "lr_scheduler_min_lr_ratio": 0.5
+        },
+        "StepLR": {"lr_scheduler_type": name, "lr_scheduler_args": ["step_size=2", "gamma=0.1"]},
+    }  # fmt: skip
+
+    run = go(tmp_path, max_train_steps=4, **chosen[name])
 
     rates = [step.learning_rate for step in run.steps]
-    assert rates[:3] == pytest.approx([0, 5e-4, 1e-3])
-    assert (rates[3] == 1e-3) == (name == "constant_with_warmup")
+    expected = {
+        "cosine": [0, 5e-4, 1e-3, 5e-4],
+        "warmup_stable_decay": [5e-4, 7.5e-4, 1e-3, 1e-3],
+        "StepLR": [1e-3, 1e-3, 1e-4, 1e-4],
+    }
+    assert rates == pytest.approx(expected[name])
 
 
 @pytest.mark.parametrize(
