@@ -65,6 +65,8 @@ def _dispatch(words: list[str], program: str) -> int:
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
+    from engine import check_verbs
+
     parser = argparse.ArgumentParser(prog=program, description="Fine-tune all of Stable Diffusion.", allow_abbrev=False)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -73,19 +75,12 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         sub.set_defaults(verb=verb)
         return sub
 
-    for name, text, verb in (
-        ("train", "Train a run.toml without a screen.", _train),
-        ("check", "Name every problem of a run.toml.", _check),
-        ("plan", "Say what training a run.toml would do.", _plan),
-    ):
-        sub = add(name, text, verb)
-        sub.add_argument("run", type=Path, metavar="RUN.toml")
-        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="Change a setting.")
-        if name == "train":
-            sub.add_argument("--background", action="store_true", help="Return at once; the run goes on by itself.")
-            sub.add_argument("--announce", action="store_true", help=argparse.SUPPRESS)
-        else:
-            sub.add_argument("--json", action="store_true", help="Print one JSON document on stdout.")
+    train = add("train", "Train a run.toml without a screen.", _train)
+    train.add_argument("run", type=Path, metavar="RUN.toml")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="Change a setting.")
+    train.add_argument("--background", action="store_true", help="Return at once; the run goes on by itself.")
+    train.add_argument("--announce", action="store_true", help=argparse.SUPPRESS)
+    check_verbs.register(add)
     fine_tune = add("fine_tune", "Train from the classic flags of sd-scripts' fine_tune.py.", _fine_tune)
     flags.add_setting_flags(fine_tune)
     convert = add("convert", "Convert between a single file and a diffusers folder, and compare.", _convert)
@@ -158,65 +153,6 @@ def say_classic_defaults(loaded: LoadedSettings) -> LoadedSettings:
     note = Problem(code="classic-default", severity="info", where="--v2", message=message)
     settings = loaded.settings.replace(v_parameterization=False)
     return replace(loaded, settings=settings, warnings=(*loaded.warnings, note))
-
-
-def _check(parsed: argparse.Namespace) -> int:
-    problems: tuple[Problem, ...]
-    try:
-        loaded = load_run(parsed.run, parsed.set)
-        problems = (*loaded.warnings, *_find_problems(loaded))
-    except ProblemsError as error:
-        problems = error.problems
-    except EngineError as error:
-        problems = (Problem(code="unreadable", severity="error", where=str(parsed.run), message=str(error)),)
-    if parsed.json:
-        json.dump([problem.as_json() for problem in problems], sys.stdout, indent=1)
-        sys.stdout.write("\n")
-    else:
-        report(problems)
-        errors = sum(problem.severity == "error" for problem in problems)
-        _say(f"{errors} errors, {len(problems) - errors} remarks")
-    return WRONG if _is_wrong(problems) else DONE
-
-
-def _find_problems(loaded: LoadedSettings) -> tuple[Problem, ...]:
-    from engine.headless import cache_dir_for
-    from engine.plan import make_plan
-    from engine.preflight import find_file_problems
-    from engine.rules import find_problems
-
-    found = find_problems(loaded.settings, loaded.places)
-    if _is_wrong(found):
-        return found
-    found = (*found, *find_file_problems(loaded))
-    try:
-        return (*found, *make_plan(loaded.settings, cache_dir=cache_dir_for(loaded)).problems)
-    except ProblemsError as error:
-        return (*found, *error.problems)
-    except EngineError as error:
-        return (*found, Problem(code="dataset", severity="error", where="", message=str(error)))
-
-
-def _is_wrong(problems: Sequence[Problem]) -> bool:
-    return any(problem.severity == "error" for problem in problems)
-
-
-def _plan(parsed: argparse.Namespace) -> int:
-    from engine.headless import cache_dir_for
-    from engine.plan import make_plan
-    from engine.report import plan_report, print_plan
-    from engine.rules import find_problems
-
-    loaded = load_run(parsed.run, parsed.set)
-    problems = (*loaded.warnings, *find_problems(loaded.settings, loaded.places))
-    plan = make_plan(loaded.settings, cache_dir=cache_dir_for(loaded))
-    document = plan_report(plan, problems=(*problems, *plan.problems))
-    if parsed.json:
-        json.dump(document, sys.stdout)
-        sys.stdout.write("\n")
-    else:
-        print_plan(document)
-    return WRONG if _is_wrong(problems) else DONE
 
 
 def _convert(parsed: argparse.Namespace) -> int:

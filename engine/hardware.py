@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from engine.errors import EngineError, safe_text
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,6 +42,19 @@ def graphics_cards() -> tuple[Card, ...]:
         return ()
     finally:
         pynvml.nvmlShutdown()
+
+
+def named_card(capability: str) -> Card:
+    """Return a card of which only the compute capability is known, such as "8.6", "86" or "sm_86".
+
+    Raises:
+        EngineError: It is none.
+    """
+    digits = capability.lower().removeprefix("sm_").removeprefix("compute_").replace(".", "")
+    if not digits.isdecimal() or len(digits) < 2:
+        raise EngineError(f"--gpu_arch {safe_text(capability)}: give the compute capability, such as 8.6 or sm_86")
+    number = (int(digits[:-1]), int(digits[-1]))
+    return Card(name=f"compute {number[0]}.{number[1]}", total_bytes=0, free_bytes=0, capability=number)
 
 
 def _card(pynvml: Any, index: int) -> Card:  # noqa: ANN401 - a module

@@ -17,13 +17,17 @@ from engine.events import EventLog, Failed, Warned
 from engine.hardware import share_cores
 from engine.librarylog import library_log, quieten
 from engine.plan import make_plan
-from engine.preflight import find_file_problems
+from engine.preflight import completed, look_at_files
 from engine.ranks import ALONE, Ranks
 from engine.rules import find_problems
+from engine.rules.plan import RULES as PLAN_RULES
+from engine.rules.plan import PlanSubject
+from engine.rules.rule import applied
 from engine.run import RunFolder, cache_dir, missing_folders
 from engine.runfiles import write_run_files
 from engine.settings import LoggingSettings
 from engine.settings_io import LoadedSettings
+from engine.speed import SpeedLog, device_name, key_of
 from engine.telling import Listener, Teller
 from engine.tensorboard import TensorBoardLog
 
@@ -74,9 +78,9 @@ def run_engine(
     Raises:
         EngineError: Settings, data or model are wrong; nothing was started, and a new run folder is removed again.
     """
-    problems = find_problems(loaded.settings, loaded.places)
+    files = look_at_files(loaded)
+    problems = (*find_problems(completed(loaded.settings, files.info), loaded.places), *files.problems)
     _raise_errors(problems)
-    _raise_errors(find_file_problems(loaded))
     path = Path(loaded.settings.saving.output_dir)
     made = missing_folders(path)
     with ExitStack() as stack:
@@ -89,7 +93,9 @@ def run_engine(
         control = make_control(folder)
         if is_alone:
             stack.enter_context(control.signals())
-        own = [EventLog(folder.path), *_boards(loaded.settings.logging)]
+        key = key_of(loaded.settings, files.info, device_name(ranks.world))
+        speed = SpeedLog(cache_dir=cache_dir_for(loaded), key=key)
+        own: list[Listener] = [EventLog(folder.path), speed, *_boards(loaded.settings.logging)]
         tell.listeners += [*own, control, *listeners]
         for listener in own:
             stack.callback(listener.close)
@@ -114,7 +120,7 @@ def follow_main(loaded: LoadedSettings, ranks: Ranks) -> int:
         raise EngineError(f"process {ranks.rank}: {error}") from error
 
 
-def _boards(logging_settings: LoggingSettings) -> list[Listener]:
+def _boards(logging_settings: LoggingSettings) -> list[TensorBoardLog]:
     return [TensorBoardLog(logging_settings)] if logging_settings.logging_dir else []
 
 
@@ -159,7 +165,8 @@ def _prepare_and_train(
     cache = cache_dir_for(loaded)
     plan = make_plan(settings, cache_dir=cache, progress=tell.progress("scan"), processes=ranks.world)
     _raise_errors(plan.problems)
-    for problem in (*loaded.warnings, *problems, *plan.problems):
+    planned = applied(PLAN_RULES, PlanSubject(plan=plan), loaded.places)
+    for problem in (*loaded.warnings, *problems, *plan.problems, *planned):
         if problem.severity == "warning":
             tell(Warned(code=problem.code, message=str(problem)))
     # Torch is imported here and not before, so that wrong settings are refused at once.

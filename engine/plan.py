@@ -150,6 +150,14 @@ class Plan:
         crop = centre_crop(resized, bucket)
         return Placement(size=(width, height), bucket=bucket, resized=resized, crop=crop)
 
+    def cut_fractions(self) -> "NDArray[np.float64]":
+        """Return the share of each picture that cropping throws away when nothing is random, 0 to 1, (N,)."""
+        import numpy as np
+
+        area_K = np.array([bucket.size[0] * bucket.size[1] for bucket in self.buckets], np.float64)
+        cut_N: NDArray[np.float64] = 1 - area_K[self.bucket_N] / self.resized_N2.astype(np.int64).prod(axis=1)
+        return cut_N
+
     def caption(self, row: int, repeat: int, *, epoch: int, step: int) -> str:
         """Return the caption of one showing, a function of (seed, epoch, picture, repeat) and, in a warmup, step."""
         seed, key = self.settings.training.seed, self.catalog.keys[row]

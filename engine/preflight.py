@@ -1,39 +1,96 @@
 """Files that a run needs or would overwrite, looked at before anything is started. Torch-free."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
+from engine.rules.model import RULES as MODEL_RULES
+from engine.rules.model import ModelSubject
+from engine.rules.rule import applied
 from engine.run import RunFolder
 from engine.settings import SavingSettings, Settings
 from engine.settings_io import LoadedSettings, load_run
 
+if TYPE_CHECKING:
+    from engine.models.inspect import ModelInfo
+    from engine.models.source import ModelSource
 
-def find_file_problems(loaded: LoadedSettings) -> tuple[Problem, ...]:
-    """Return what is wrong with the model, the VAE, the prompts and the run's folder; models on a hub are not asked."""
-    settings = loaded.settings
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """What looking at a run's files has told; `source` and `info` are None for what is on a hub or can't be read."""
+
+    source: "ModelSource | None"
+    info: "ModelInfo | None"
+    problems: tuple[Problem, ...]
+
+
+def look_at_files(loaded: LoadedSettings) -> Files:
+    """Return what the files are, and what is wrong with them; of weights only names and shapes are read."""
+    settings, places = loaded.settings, loaded.places
+    name = settings.model.pretrained_model_name_or_path
+    source, info = None, None
+    problems: list[Problem] = []
+    if name:
+        try:
+            source, info = look_at_model(name, settings.model.vae)
+        except EngineError as error:
+            problems += _problems("model", "pretrained_model_name_or_path", places, error)
+    if info is not None and info.obstacle:
+        problems += _problems("model", "pretrained_model_name_or_path", places, _obstacle(info))
+    if name and not problems:
+        problems += applied(MODEL_RULES, ModelSubject(settings=settings, info=info), places)
     looks: tuple[tuple[str, str, Callable[[], object]], ...] = (
-        ("model", "pretrained_model_name_or_path", lambda: _look_at_model(settings)),
         ("prompts", "sample_prompts", lambda: _look_at_prompts(settings)),
         ("output", "output_dir", lambda: _look_at_folder(loaded)),
     )
-    return tuple(
-        problem for code, name, look in looks for problem in _problems(code, loaded.places.get(name, name), look)
-    )
+    for code, setting, look in looks:
+        try:
+            look()
+        except EngineError as error:
+            problems += _problems(code, setting, places, error)
+    return Files(source=source, info=info, problems=tuple(problems))
 
 
-def _problems(code: str, where: str, look: Callable[[], object]) -> Iterator[Problem]:
+def completed(settings: Settings, info: "ModelInfo | None") -> Settings:
+    """Return settings with what the user left out and the model's file tells: its family and what it predicts."""
+    if info is None or info.obstacle:
+        return settings
+    model = settings.model
+    told: dict[str, object] = {}
+    if model.v2 is None:
+        told["v2"] = info.family == "sd2"
+    if model.v_parameterization is None and info.prediction_type is not None:
+        told["v_parameterization"] = info.prediction_type == "v_prediction"
+    return settings.replace(**told) if told else settings
+
+
+def _problems(code: str, setting: str, places: Mapping[str, str], error: EngineError) -> tuple[Problem, ...]:
+    if isinstance(error, ProblemsError):
+        return error.problems
+    where = places.get(setting, setting)
+    return (Problem(code=code, severity="error", where=where, message=str(error), setting=setting),)
+
+
+def _obstacle(info: "ModelInfo") -> EngineError:
     try:
-        look()
-    except ProblemsError as error:
-        yield from error.problems
+        info.require_trainable()
     except EngineError as error:
-        yield Problem(code=code, severity="error", where=where, message=str(error))
+        return error
+    raise AssertionError(info)
 
 
-def _look_at_model(settings: Settings) -> None:
-    """Read names and shapes, a matter of milliseconds."""
+def look_at_model(name: str, vae: str | None) -> "tuple[ModelSource | None, ModelInfo | None]":
+    """Open a model, with another VAE where one is named, and describe it: a matter of milliseconds.
+
+    Returns None for a model on a hub that is not on this machine.
+
+    Raises:
+        EngineError: It is missing, damaged or unsafe.
+    """
     from engine.models.hub import find_model, is_hub_id
     from engine.models.inspect import describe
     from engine.models.source import open_source, with_vae
@@ -41,13 +98,12 @@ def _look_at_model(settings: Settings) -> None:
     def is_remote(name: str) -> bool:
         return is_hub_id(name) and not Path(name).expanduser().exists()
 
-    name, vae = settings.model.pretrained_model_name_or_path, settings.model.vae
     if is_remote(name):
-        return
+        return None, None
     source = open_source(find_model(name))
     if vae and not is_remote(vae):
         source = with_vae(source, find_model(vae))
-    describe(source, needs_vae=not vae).require_trainable()
+    return source, describe(source, needs_vae=not vae)
 
 
 def _look_at_prompts(settings: Settings) -> None:

@@ -1,23 +1,30 @@
 """A plan as the JSON document of `plan --json`, and as a table for people. Torch-free."""
 
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.checkpoint import epoch_interval
-from engine.display import size
-from engine.errors import Problem, safe_text
+from engine.display import duration, size
+from engine.errors import safe_text
+from engine.inspection import Inspection
+from engine.outlay import prompts_of, times_sampled, times_saved
 from engine.plan import Plan
-from engine.tokens import capacity, count_tokens, load_tokenizer, truncated_tokens
+from engine.plan_facts import PlanFacts
+from engine.speed import device_name, key_of, known_speed, run_seconds
+from engine.tokens import capacity, truncated_tokens
 
-# Bytes of a saved model by family and format, where the file itself can't be asked: reference sizes of fp32 weights.
-BYTES_PER_LATENT_PIXEL = 4 * 2 / 64  # Four float16 channels, an eighth of each side.
+WIDTH = 79
 
 
-def plan_report(plan: Plan, *, problems: Sequence[Problem]) -> dict[str, Any]:
+def plan_report(found: Inspection) -> dict[str, Any]:
     """Return the plan as plain data, with the keys that docs/architecture.md promises."""
+    plan, facts = found.plan, found.facts
+    assert plan is not None
+    assert facts is not None
+    seconds, reason = forecast_seconds(found)
     return {
-        "images": _images(plan),
+        "images": _images(plan, facts),
         "buckets": [
             {"size": list(bucket.size), "images": bucket.images, "batches": bucket.batches} for bucket in plan.buckets
         ],
@@ -25,20 +32,20 @@ def plan_report(plan: Plan, *, problems: Sequence[Problem]) -> dict[str, Any]:
         "epochs": plan.epochs,
         "batches_per_epoch": plan.batches_per_epoch,
         "steps_per_epoch": plan.steps_per_epoch,
-        "seconds": None,
+        "seconds": seconds,
+        "seconds_reason": reason,
         "memory": None,
-        "disk": disk_bytes(plan),
-        "problems": [problem.as_json() for problem in problems],
+        "disk": dict(found.disk),
+        "duplicates": [[plan.catalog.keys[row] for row in group.rows] for group in facts.duplicates],
+        "problems": [problem.as_json() for problem in found.problems],
     }
 
 
-def _images(plan: Plan) -> list[dict[str, Any]]:
-    chosen = plan.settings.model
-    tokenizer = load_tokenizer(v2=bool(chosen.v2))
-    shown = [plan.caption(row, 0, epoch=1, step=0) for row in range(plan.num_images)]
-    tokens = count_tokens(shown, tokenizer, weighted=chosen.weighted_captions)
+def _images(plan: Plan, facts: PlanFacts) -> list[dict[str, Any]]:
+    length = plan.settings.model.max_token_length
+    limit = capacity(length)
     rows = []
-    for row, (caption, count) in enumerate(zip(shown, tokens, strict=True)):
+    for row, (caption, count) in enumerate(zip(facts.captions, facts.tokens_N.tolist(), strict=True)):
         place = plan.placement(row)
         rows.append(
             {
@@ -49,62 +56,93 @@ def _images(plan: Plan) -> list[dict[str, Any]]:
                 "crop": list(place.crop),
                 "cut_fraction": place.cut_fraction,
                 "caption": caption,
-                "tokens": min(count, capacity(chosen.max_token_length)),
-                "truncated_tokens": truncated_tokens(count, chosen.max_token_length),
+                "tokens": min(count, limit),
+                "truncated_tokens": truncated_tokens(count, length),
                 "repeats": plan.subset_of(row).num_repeats,
             }
         )
     return rows
 
 
-def num_saves(plan: Plan) -> int:
-    """Return how many models lie in the run folder at the end, the last one included."""
-    saving = plan.settings.saving
-    count = 1
-    every = epoch_interval(saving, plan.epochs)
-    if every:
-        by_epochs = (plan.epochs - 1) // every
-        count += min(by_epochs, saving.save_last_n_epochs) if saving.save_last_n_epochs else by_epochs
-    if saving.save_every_n_steps:
-        by_steps = plan.steps // saving.save_every_n_steps
-        if saving.save_last_n_steps:
-            by_steps = min(by_steps, -(-saving.save_last_n_steps // saving.save_every_n_steps) + 1)
-        count += by_steps
-    return count
+def forecast_seconds(found: Inspection) -> tuple[float | None, str]:
+    """Return how long training takes after its preparations, from earlier runs of this kind, and how that is known."""
+    plan = found.plan
+    assert plan is not None
+    device = found.card.name if found.card else device_name()
+    speed = known_speed(found.cache_dir, key_of(plan.settings, found.files.info, device))
+    if speed is None:
+        return None, "no run or probe with these settings was measured on this machine; check --probe measures a step"
+    samples = times_sampled(plan) * len(prompts_of(plan))
+    seconds = run_seconds(speed, _kinds_of_steps(plan), steps=plan.steps, saves=times_saved(plan), samples=samples)
+    measured = {(point.bucket, point.images) for point in speed.points}
+    exact = all((bucket, images) in measured for bucket, images, _ in _kinds_of_steps(plan))
+    kinds = f"{len(speed.points)} kinds of step"
+    return seconds, f"from {kinds} measured on {device}" + ("" if exact else ", others by their pixels")
 
 
-def disk_bytes(plan: Plan) -> dict[str, int | None]:
-    """Return what the run takes on disk by kind; None where it can't be known without loading the model."""
-    area = sum(bucket.images * bucket.size[0] * bucket.size[1] for bucket in plan.buckets)
-    flips = 2 if any(subset.augment.flip_aug for subset in plan.config.subsets) else 1
-    to_disk = plan.settings.memory.cache_latents_to_disk
-    return {
-        "latents": round(area * BYTES_PER_LATENT_PIXEL * flips) if to_disk else 0,
-        "models": None,
-        "num_models": num_saves(plan),
-        "events": plan.steps * 400,
-    }
+def _kinds_of_steps(plan: Plan) -> list[tuple[tuple[int, int], int, int]]:
+    """Return the steps of an epoch as (bucket, images, how many); where steps hold several batches, an average one."""
+    if plan.settings.training.gradient_accumulation_steps > 1:
+        items = sum(bucket.items for bucket in plan.buckets)
+        largest = max(plan.buckets, key=lambda bucket: bucket.items)
+        return [(largest.size, max(1, round(items / plan.steps_per_epoch)), plan.steps_per_epoch)]
+    kinds = []
+    for bucket in plan.buckets:
+        whole, rest = divmod(bucket.items, bucket.batch_size)
+        kinds += [(bucket.size, images, count) for images, count in ((bucket.batch_size, whole), (rest, 1))]
+    return [(bucket, images, count) for bucket, images, count in kinds if images and count]
 
 
-def print_plan(document: dict[str, Any]) -> None:
-    """Print what matters of a plan to stderr."""
-    out = sys.stderr.write
+def print_plan(document: Mapping[str, Any]) -> None:
+    """Print what matters of a plan to stderr, in lines of at most 79 characters."""
+    for part in (_counts, _buckets, _crops, _captions, _costs):
+        for line in part(document):
+            for piece in textwrap.wrap(line, WIDTH, subsequent_indent="    ", drop_whitespace=False) or [""]:
+                sys.stderr.write(f"{piece}\n")
+
+
+def _counts(document: Mapping[str, Any]) -> Iterator[str]:
     images = document["images"]
-    out(f"{len(images)} pictures, {document['batches_per_epoch']} batches in an epoch\n")
-    out(f"{document['steps']} steps, {document['epochs']} epochs\n")
+    yield f"{len(images)} pictures, {document['batches_per_epoch']} batches in an epoch"
+    yield f"{document['steps']} steps of {document['steps_per_epoch']} in an epoch, {document['epochs']} epochs"
+
+
+def _buckets(document: Mapping[str, Any]) -> Iterator[str]:
+    most = max(bucket["images"] for bucket in document["buckets"])
     for bucket in document["buckets"]:
         width, height = bucket["size"]
-        out(f"  {width:5}x{height:<5} {bucket['images']:7} pictures {bucket['batches']:6} batches\n")
-    worst = sorted(images, key=lambda image: -image["cut_fraction"])[:5]
+        bar = "#" * max(1, round(30 * bucket["images"] / most))
+        yield f"  {width:5}x{height:<5} {bar:30} {bucket['images']:7} pictures {bucket['batches']:6} batches"
+
+
+def _crops(document: Mapping[str, Any]) -> Iterator[str]:
+    worst = sorted(document["images"], key=lambda image: -image["cut_fraction"])[:5]
     if worst and worst[0]["cut_fraction"] > 0.001:
-        out("most cut away:\n")
+        yield "most cut away:"
         for image in worst:
-            out(f"  {image['cut_fraction']:6.1%} of {safe_text(image['key'])}\n")
-    losers = [image for image in images if image["truncated_tokens"]]
+            yield f"  {image['cut_fraction']:6.1%} of {safe_text(image['key'])}"
+
+
+def _captions(document: Mapping[str, Any]) -> Iterator[str]:
+    losers = sorted((image for image in document["images"] if image["truncated_tokens"]),
+                    key=lambda image: -image["truncated_tokens"])  # fmt: skip
     if losers:
         lost = sum(image["truncated_tokens"] for image in losers)
-        out(f"{len(losers)} captions lose {lost} tokens; max_token_length=150 or 225 keeps more\n")
-    if document["disk"]["latents"]:
-        out(f"latents take {size(document['disk']['latents'])} on disk\n")
-    for problem in document["problems"]:
-        out(f"{problem['severity']}: {problem['where']}: {problem['message']}\n")
+        yield f"{len(losers)} captions lose {lost} tokens:"
+        for image in losers[:5]:
+            yield f"  {image['truncated_tokens']:6} of {safe_text(image['key'])}"
+
+
+def _costs(document: Mapping[str, Any]) -> Iterator[str]:
+    seconds = document["seconds"]
+    yield f"time: {duration(seconds) if seconds is not None else 'not known'}"
+    yield f"  {document['seconds_reason']}"
+    disk = document["disk"]
+    shown = [
+        (kind, disk[kind]) for kind in ("models", "states", "latents", "text", "samples", "events") if kind in disk
+    ]
+    yield f"disk: {size(disk['total'])}" + ("" if disk["one_model"] is not None else ", without the models")
+    for kind, num_bytes in shown:
+        many = f" ({disk['num_models']} of {size(disk['one_model'])})" if kind == "models" and num_bytes else ""
+        if num_bytes is None or num_bytes:
+            yield f"  {kind:8} {'not known' if num_bytes is None else size(num_bytes)}{many}"

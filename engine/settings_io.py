@@ -91,13 +91,16 @@ class LoadedSettings:
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> LoadedSettings:
-    """Read a run.toml (or an sd-scripts --config_file) with `key=value` overrides on top.
+    """Read a run.toml (or an sd-scripts --config_file) with `key=value` overrides on top; `key=` is the default.
 
     Raises:
         ProblemsError: Every unknown key, wrong type and bad value, each with its line.
         EngineError: The file can't be read at all.
     """
-    return replace(build([*givens_from_toml(path), *givens_from_overrides(overrides)]), path=path)
+    given = givens_from_overrides(overrides)
+    emptied = {name for name, value in {override.name: override.value for override in given}.items() if value == ""}
+    givens = [given for given in [*givens_from_toml(path), *given] if given.name not in emptied]
+    return replace(build(givens), path=path)
 
 
 def givens_from_toml(path: Path) -> list[Given]:

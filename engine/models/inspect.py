@@ -36,7 +36,8 @@ class ModelInfo:
 
     `what` says in words what the file is; `obstacle` why it can't be trained and what is needed, else "".
     `prediction_type` None means that nothing tells. `precision` is that of most values; `dtypes` counts tensors;
-    `parameters` counts values by part; `holds` lists the parts, with "ema" and "extra" for what else is there.
+    `parameters` counts values by part and `part_bytes` their bytes, both with "other"; `holds` lists the parts, with
+    "ema" and "extra" for what else is there.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class ModelInfo:
     dtypes: Mapping[str, int]
     num_tensors: int
     parameters: Mapping[str, int]
+    part_bytes: Mapping[str, int]
     holds: tuple[str, ...]
     warnings: tuple[str, ...]
     num_bytes: int
@@ -93,6 +95,7 @@ def describe(source: ModelSource, *, needs_vae: bool = True) -> ModelInfo:
         dtypes=dict(dtypes),
         num_tensors=len(tensors),
         parameters={part: sum(t.numel for t in held.values()) for part, held in source.parts.items() if held},
+        part_bytes={part: sum(t.num_bytes for t in held.values()) for part, held in source.parts.items() if held},
         holds=_holds(source),
         warnings=tuple(_warnings(source, family)),
         num_bytes=source.num_bytes,

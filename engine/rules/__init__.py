@@ -4,7 +4,6 @@ docs/checks.md lists them all, with their reasons and sources.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from engine.errors import Problem
 from engine.rules import basics, data, idle, learning, noise, precision
@@ -14,9 +13,6 @@ from engine.settings import Settings
 SETTINGS_RULES: tuple[Rule[Settings], ...] = (
     *basics.RULES, *learning.RULES, *noise.RULES, *precision.RULES, *data.RULES, *idle.RULES,
 )  # fmt: skip
-
-# By the heading of docs/checks.md: what a rule looks at.
-ALL_RULES: Mapping[str, tuple[Rule[Any], ...]] = {"Settings": SETTINGS_RULES}
 
 
 def find_problems(settings: Settings, places: Mapping[str, str] | None = None) -> tuple[Problem, ...]:

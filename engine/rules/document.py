@@ -1,10 +1,19 @@
 """docs/checks.md, generated from the rules. Torch-free."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from engine.dataset.findings import TEXTS
-from engine.rules import ALL_RULES
+from engine.rules import SETTINGS_RULES, machine, model, plan
 from engine.rules.rule import Rule
+
+# By heading: what a rule looks at.
+ALL_RULES: Mapping[str, tuple[Rule[Any], ...]] = {
+    "Settings": SETTINGS_RULES,
+    "The model's file": model.RULES,
+    "Pictures, captions and the plan": plan.RULES,
+    "The machine": machine.RULES,
+}
 
 _OTHERS = (
     ("unknown-key", "error", "a key that is no setting; the nearest valid one is named"),

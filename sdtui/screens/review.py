@@ -188,7 +188,7 @@ class ReviewPage(WizardPage):
 
 def _disk_line(plan: "Plan") -> str:
     """Return what the run puts on disk; the size of a model is known only once it is loaded."""
-    from engine.report import disk_bytes
+    from engine.outlay import disk_bytes
 
     disk = disk_bytes(plan)
     latents = f", latents {size(disk['latents'])}" if disk["latents"] else ""

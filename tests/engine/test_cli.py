@@ -51,7 +51,7 @@ def test_plan_json_is_one_document_with_the_keys_of_the_contract(run_toml, capsy
         {"size": [128, 64], "images": 2, "batches": 1},
     ]
     assert (plan["steps"], plan["epochs"], plan["batches_per_epoch"]) == (2, 1, 4)
-    assert {problem["code"] for problem in plan["problems"]} == {"no-caption", "empty-caption"}
+    assert {problem["code"] for problem in plan["problems"]} == {"no-caption", "empty-caption", "few-epochs"}
     assert not (run_toml.parent / "out").exists()
 
 
@@ -93,7 +93,7 @@ def test_plan_with_contradictions_exits_2_and_shows_them(run_toml, capsys):
 def test_check_exits_0_where_only_warnings_are(run_toml, capsys):
     """Counted for people, listed for programs."""
     assert main(["check", str(run_toml)]) == 0
-    assert "0 errors, 2 remarks" in capsys.readouterr().err
+    assert "0 errors, 3 remarks" in capsys.readouterr().err
     assert main(["check", str(run_toml), "--json"]) == 0
     assert {problem["severity"] for problem in json.loads(capsys.readouterr().out)} == {"warning"}
 
@@ -187,7 +187,7 @@ def test_a_bug_is_a_sentence_and_exit_1(monkeypatch, run_toml, capsys):
     def bug(*_args):
         raise ZeroDivisionError("oh\x1b[2J")
 
-    monkeypatch.setattr("engine.cli.load_run", bug)
+    monkeypatch.setattr("engine.check_verbs.load_run", bug)
 
     assert main(["plan", str(run_toml)]) == 1
     assert r"internal error, ZeroDivisionError: oh\x1b[2J" in capsys.readouterr().err

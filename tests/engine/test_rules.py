@@ -4,7 +4,8 @@ import importlib.util
 
 import pytest
 
-from engine.rules import ALL_RULES, SETTINGS_RULES, find_problems
+from engine.rules import SETTINGS_RULES, find_problems
+from engine.rules.document import ALL_RULES
 from engine.settings import Settings
 
 GOOD = {"pretrained_model_name_or_path": "m", "output_dir": "o", "train_data_dir": "d", "cache_latents": True}
