@@ -3,6 +3,7 @@
 import itertools
 import os
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -43,7 +44,7 @@ class Border:
 
     def before(self, step: int) -> str:
         """Announce the run, draw the samples to compare with, and return why to stop, or ""."""
-        return self.parts.ranks.agree(self._before(step) if self._is_main else self.control.stop_reason)
+        return self._together(lambda: self._before(step))
 
     def _before(self, step: int) -> str:
         settings, plan = self.parts.settings, self.parts.plan
@@ -71,11 +72,14 @@ class Border:
 
         The main process does so; the others wait for its word, which all of them hear.
         """
-        return self.parts.ranks.agree(self._after(step) if self._is_main else self.control.stop_reason)
+        return self._together(lambda: self._after(step))
 
-    @property
-    def _is_main(self) -> bool:
-        return self.parts.ranks.is_main
+    def _together(self, act: Callable[[], str]) -> str:
+        """Act as the main process, or go along with it as another; return the decision that all of them share."""
+        ranks = self.parts.ranks
+        reason = act() if ranks.is_main else self.control.stop_reason
+        self.parts.go_along()
+        return ranks.agree(reason)
 
     def _after(self, step: int) -> str:
         plan, settings = self.parts.plan, self.parts.settings
@@ -89,18 +93,20 @@ class Border:
         return reason or ("request" if self._stops_at_epoch_end and rest == 0 else "")
 
     def end(self, step: int, stopped_by: str) -> None:
-        """Save the model of the end, or of the stop, and say how the run ended; the main process's business."""
-        if not self._is_main:
-            return
+        """Save the model of the end, or of the stop, and say how the run ended."""
+        self._together(lambda: self._end(step, stopped_by))
+
+    def _end(self, step: int, stopped_by: str) -> str:
         name = self.parts.settings.saving.output_name
         seconds = time.monotonic() - self._began
         if not stopped_by:
             path = self.save(Due(occasion="last", stem=name), step=step)
             self.tell(Finished(step=step, path=path, seconds=seconds, loss=self.tell.mean_loss))
-            return
+            return ""
         keeps = not self._discards and step > 0
         saved = self.save(Due(occasion="stop", stem=f"{name}-step{step:08d}"), step=step) if keeps else ""
         self.tell(Interrupted(step=step, reason=stopped_by, saved=saved))
+        return ""
 
     def save(self, due: Due, *, step: int) -> str:
         """Save a model, the average where one is kept, and return its path in the run folder."""
@@ -109,7 +115,7 @@ class Border:
         if known is not None and self._saved_at == step:
             return known.name
         with self._weights_to_keep():
-            saved = self.saver.save(self.parts.model, due, epoch=epoch, step=step)
+            saved = self.saver.save(self.parts.model_to_save(), due, epoch=epoch, step=step)
         self.tell(saved)
         self._saved_at = step
         return saved.path

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from engine.attention import enable_gradient_checkpointing, set_attention
 from engine.caches import WindowSource, prepare_latents, prepare_text
+from engine.checkpoint import Saveable
 from engine.curves import learning_rate_at
 from engine.denoiser import Conditioning, Denoiser
 from engine.diffusion import Schedule, make_schedule
@@ -37,6 +38,13 @@ from engine.preview import PreviewOptions, SampledImage, sample_images
 from engine.prompts import SamplePrompt, read_prompts
 from engine.ranks import ALONE, Ranks
 from engine.settings import SECTION_OF, MemorySettings, Settings
+from engine.sharding import (
+    GatheredModel,
+    is_sharded,
+    prepare_deepspeed,
+    refuse_what_needs_all,
+    whole_weights,
+)
 from engine.telling import Teller
 from engine.text import encode
 from engine.update import Updater, make_updater
@@ -128,6 +136,22 @@ class Parts:
             )
         )
 
+    def model_to_save(self) -> Saveable:
+        """Return the model; where its weights are spread over the processes, all are called to bring them together."""
+        if not is_sharded(self.accelerator):
+            return self.model
+        self.ranks.call()
+        return GatheredModel(model=self.model, weights=whole_weights(self.accelerator, self.denoiser))
+
+    def go_along(self) -> None:
+        """Take part in what the main process does between two steps, or, as that one, say that it is done."""
+        if not is_sharded(self.accelerator):
+            return
+        if self.ranks.is_main:
+            self.ranks.call(is_over=True)
+        else:
+            self.ranks.answer_calls(lambda: whole_weights(self.accelerator, self.denoiser))
+
     def draw_samples(self, *, step: int, epoch: int | None) -> Iterator[SampledImage]:
         """Yield the sample pictures as they are drawn and written."""
         return sample_images(self.model, self.prompts, self.preview, step=step, epoch=epoch)
@@ -144,6 +168,8 @@ def prepare(
     prompts = read_prompts(Path(settings.sampling.sample_prompts)) if settings.sampling.sample_prompts else ()
     _refuse_in_several(settings, ranks)
     accelerator = _accelerator(settings, ranks)
+    refuse_what_needs_all(settings, accelerator.distributed_type)
+    prepare_deepspeed(accelerator, settings)
     ranks = ranks.joined()
     # Wrong arguments are refused here rather than after hours of encoding.
     build_optimizer([("unet", nn.Linear(1, 1))], settings.optimizer)

@@ -7,7 +7,7 @@ Dimension key: 2 = losses and timesteps, I images of a step, P images of the bus
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -91,6 +91,24 @@ class Ranks:
         codes_R = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         distributed.all_gather(codes_R, torch.tensor([_REASONS.index(reason)]), group=self.group)
         return next((_REASONS[int(code)] for code in codes_R if int(code)), "")
+
+    def call(self, *, is_over: bool = False) -> None:
+        """Call the others to do together what only all can do; `is_over` says that nothing more comes."""
+        self._broadcast(0 if is_over else 1)
+
+    def answer_calls(self, act: Callable[[], object]) -> None:
+        """Do as the main process calls, until nothing more comes."""
+        while self._broadcast(0):
+            act()
+
+    def _broadcast(self, word: int) -> int:
+        """Return the main process's word."""
+        import torch
+        from torch import distributed
+
+        words = torch.tensor([word])
+        distributed.broadcast(words, src=0, group=self.group)
+        return int(words)
 
     def wait(self) -> None:
         """Wait until every process has come this far."""

@@ -50,11 +50,11 @@ NOT_YET: Mapping[str, str] = {
     **dict.fromkeys(["console_log_level", "console_log_file"], "console log levels"),
     **dict.fromkeys(
         ["deepspeed", "zero_stage", "offload_optimizer_device", "offload_optimizer_nvme_path", "offload_param_device"],
-        "training in several processes",
+        "given to the launcher instead: accelerate launch --use_deepspeed, see docs/several-gpus.md;",
     ),
     **dict.fromkeys(
         ["offload_param_nvme_path", "zero3_init_flag", "zero3_save_16bit_model", "fp16_master_weights_and_gradients"],
-        "training in several processes",
+        "given to the launcher instead: accelerate launch --use_deepspeed, see docs/several-gpus.md;",
     ),
     **dict.fromkeys(["dataset_class", "debug_dataset"], "data-set plug-ins"),
     "output_config": "writing the flags as a file",
