@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine import flags
+from engine.captioning import cli as data_cli
 from engine.control import STOP_CODES
 from engine.errors import EngineError, Problem, ProblemsError, Severity, safe_text
 from engine.settings_io import LoadedSettings, load_run
@@ -22,7 +23,6 @@ LATER = {
     "attach": "the training screen belongs to sdtui: `sdtui attach DIR`, or follow events.jsonl in the run folder",
     "serve": "the app in a browser is not available yet",
     "memory": "the graphics-memory forecast is not available yet",
-    "data": "captioning and metadata tools are not available yet",
 }
 
 
@@ -91,6 +91,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     verify = add("verify", "Re-open a saved model and certify it.", _verify)
     verify.add_argument("model", type=Path)
     verify.add_argument("--json", action="store_true", help="Print one JSON document on stdout.")
+    data_cli.register(add)
     schema = add("schema", "Write docs/settings.md and the JSON Schemas.", _schema)
     schema.add_argument("--folder", type=Path, default=Path("docs"))
     return parser
