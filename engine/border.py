@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from engine.checkpoint import Due, ModelSaver, due_saves
+from engine.checkpoint import Due, ModelSaver, Saveable, due_saves
 from engine.control import Control
 from engine.errors import EngineError, safe_text
-from engine.events import Continued, Finished, Interrupted, Paused, Requested, Sampled, Started
+from engine.events import Continued, Finished, Interrupted, Paused, Requested, Sampled, Saved, Started
+from engine.last_save import save_at_last
 from engine.optim import averaged
 from engine.parts import Parts
-from engine.run import Request
+from engine.run import Request, cache_dir
+from engine.space import NotWrittenError
 from engine.telling import Teller
 
 POLL_SECONDS = 0.2
@@ -34,6 +37,7 @@ class Border:
     _discards: bool = False
     _is_paused: bool = False
     _saved_at: int = -1
+    _are_samples_refused: bool = False
 
     def __post_init__(self) -> None:
         sampling = self.parts.settings.sampling
@@ -85,7 +89,7 @@ class Border:
         plan, settings = self.parts.plan, self.parts.settings
         epoch, rest = divmod(step, plan.steps_per_epoch)
         for due in due_saves(settings.saving, step=step, steps_per_epoch=plan.steps_per_epoch, epochs=plan.epochs):
-            self.save(due, step=step)
+            self._save_due(due, step=step)
         by_epochs = self._sample_every_epochs and rest == 0 and epoch % self._sample_every_epochs == 0
         if by_epochs or (self._sample_every_steps and step % self._sample_every_steps == 0):
             self._sample(step=step, epoch=epoch if by_epochs else None)
@@ -100,30 +104,67 @@ class Border:
         name = self.parts.settings.saving.output_name
         seconds = time.monotonic() - self._began
         if not stopped_by:
-            path = self.save(Due(occasion="last", stem=name), step=step)
+            path = self.save(Due(occasion="last", stem=name), step=step, is_last=True)
             self.tell(Finished(step=step, path=path, seconds=seconds, loss=self.tell.mean_loss))
             return ""
         keeps = not self._discards and step > 0
-        saved = self.save(Due(occasion="stop", stem=f"{name}-step{step:08d}"), step=step) if keeps else ""
+        due = Due(occasion="stop", stem=f"{name}-step{step:08d}")
+        saved = self.save(due, step=step, is_last=True) if keeps else ""
         self.tell(Interrupted(step=step, reason=stopped_by, saved=saved))
         return ""
 
-    def save(self, due: Due, *, step: int) -> str:
-        """Save a model, the average where one is kept, and return its path in the run folder."""
+    def save(self, due: Due, *, step: int, is_last: bool = False) -> str:
+        """Save a model, the average where one is kept, and return its path in the run folder.
+
+        Raises:
+            NotWrittenError: The disk refuses it; the last save of a run tries harder.
+        """
         epoch = -(-step // self.parts.plan.steps_per_epoch)
         known = self.saver.written.get(due.stem)
         if known is not None and self._saved_at == step:
             return known.name
         with self._weights_to_keep():
-            saved = self.saver.save(self.parts.model_to_save(), due, epoch=epoch, step=step)
+            model = self.parts.model_to_save()
+            if is_last:
+                saved = self._save_at_last(model, due, (epoch, step))
+            else:
+                saved = self.saver.save(model, due, epoch=epoch, step=step)
         self.tell(saved)
         self._saved_at = step
         return saved.path
+
+    def _save_at_last(self, model: Saveable, due: Due, counts: tuple[int, int]) -> Saved:
+        spare = Path(self.parts.settings.memory.cache_dir or cache_dir())
+        return save_at_last(
+            self.saver,
+            model,
+            due,
+            counts=counts,
+            warn=lambda message: self.tell.warn("not-saved", message),
+            spare=spare,
+        )
+
+    def _save_due(self, due: Due, *, step: int) -> None:
+        """Save, or warn: a full disk costs this save, never the training."""
+        try:
+            self.save(due, step=step)
+        except NotWrittenError as error:
+            self.tell.warn("not-saved", f"{error}; training goes on, and the next save is tried when it is due")
 
     def _weights_to_keep(self) -> AbstractContextManager[None]:
         return self.parts.ema.swapped_in() if self.parts.ema else averaged(self.parts.optimizer)
 
     def _sample(self, *, step: int, epoch: int | None = None) -> None:
+        """Draw the samples; a disk that refuses them is named once, until it takes some again."""
+        try:
+            self._draw(step=step, epoch=epoch)
+            self._are_samples_refused = False
+        except NotWrittenError as error:
+            if not self._are_samples_refused:
+                self.tell.warn("not-sampled", f"{error}; training goes on without samples until then")
+            self._are_samples_refused = True
+
+    def _draw(self, *, step: int, epoch: int | None) -> None:
         with self._weights_to_keep():
             images = self.parts.draw_samples(step=step, epoch=epoch)
             # Many prompts take minutes: a stop waits for one picture only.

@@ -124,6 +124,7 @@ def prepare_latents(
         encode_jobs(ranks.share(jobs))
         ranks.wait()
     latents = encode_jobs(jobs)
+    _warn_of_refusal(cache.refusal, tell)
     if latents.from_npz:
         message = f"{latents.from_npz} latents were taken from .npz files, whose VAE can't be checked"
         tell(Warned(code="npz", message=message))
@@ -173,7 +174,13 @@ def prepare_text(
         return None
     with ranks.main_first() if to_disk else nullcontext():
         states.add(captions, progress=tell.progress("text"))
+    _warn_of_refusal(states.refusal, tell)
     return states
+
+
+def _warn_of_refusal(refusal: str, tell: Teller) -> None:
+    if refusal:
+        tell.warn("cache", f"{refusal}; what it refused is kept in memory and made anew by the next run")
 
 
 def _without_dropout(options: CaptionOptions) -> CaptionOptions:

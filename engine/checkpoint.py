@@ -1,6 +1,7 @@
 """When models are saved, under which names, and which older ones are removed."""
 
 import contextlib
+import errno
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -8,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from engine.errors import EngineError, safe_text
 from engine.events import Saved
 from engine.settings import SavingSettings
+from engine.space import refused, writing
 
 Occasion = Literal["epoch", "step", "last", "stop"]
 
@@ -77,16 +78,25 @@ class ModelSaver:
     saving: SavingSettings
     metadata: Callable[[], Mapping[str, str]]
     written: dict[str, Path] = field(default_factory=dict)
+    _anchor: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Remember what shows that the folder is there: the lock of a run, which no mount point without disk has."""
+        lock = self.folder / "lock"
+        self._anchor = lock if lock.exists() else self.folder
 
     def save(self, model: Saveable, due: Due, *, epoch: int, step: int) -> Saved:
         """Write one model, then remove the one it replaces, and return the event that tells of both.
 
         Raises:
-            EngineError: The model is not finite, or can't be written.
+            NotWrittenError: The disk refuses it; nothing was removed.
+            EngineError: The model is not finite.
         """
         began = time.perf_counter()
         path = self.path_for(due.stem)
-        try:
+        if not self._anchor.exists():  # What lies under an unmounted disk's folder is another disk.
+            raise refused(self.folder, FileNotFoundError(errno.ENOENT, ""))
+        with writing(path):
             model.save(
                 path,
                 self.saving.save_model_as,
@@ -94,8 +104,6 @@ class ModelSaver:
                 metadata=self.metadata(),
                 counts=(epoch, step),
             )
-        except OSError as error:
-            raise EngineError(f"{safe_text(str(path))} can't be written: {error.strerror or error}") from error
         self.written[due.stem] = path
         removed = self._remove(due.replaces)
         return Saved(

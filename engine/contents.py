@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from engine.errors import EngineError, safe_text
+from engine.space import refused
 
 Signature = tuple[int, int]  # Size in bytes, modification time in nanoseconds.
 
@@ -24,7 +24,15 @@ class Contents:
     """A table of file contents, in an SQLite file or, where that is None, in memory."""
 
     def __init__(self, file: Path | None) -> None:
-        self._connection = _open(file)
+        self.refusal = ""
+        """Why the file takes nothing and the table is kept in memory, "" while it takes it."""
+        self._kept: dict[bytes, tuple[int, int, str]] = {}
+        try:
+            self._connection = _open(file)
+        except (OSError, sqlite3.Error) as error:
+            assert file is not None
+            self.refusal = str(refused(file, error))
+            self._connection = _connect(":memory:")
 
     def known(self, paths: Sequence[Path]) -> list[tuple[Signature | None, str | None]]:
         """Return each file's signature (None if it is missing) and its content hash (None if it must be read)."""
@@ -36,6 +44,9 @@ class Contents:
         return found
 
     def _row(self, path: Path) -> tuple[int, int, str] | None:
+        kept = self._kept.get(_name(path))
+        if kept is not None:
+            return kept
         question = "SELECT size, mtime_ns, content FROM contents WHERE path = ?"
         with contextlib.suppress(sqlite3.Error):
             row: tuple[int, int, str] | None = self._connection.execute(question, (_name(path),)).fetchone()
@@ -45,9 +56,11 @@ class Contents:
     def remember(self, entries: Iterable[tuple[Path, Signature | None, str]]) -> None:
         """Keep the content hash of files; the signature is the one from before they were read."""
         rows = [(_name(path), *signature, content) for path, signature, content in entries if signature is not None]
-        # A table that can't be written costs a later run time, never truth.
-        with contextlib.suppress(sqlite3.Error), self._connection:
-            self._connection.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)", rows)
+        try:
+            with self._connection:
+                self._connection.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)", rows)
+        except sqlite3.Error:  # A table that can't be written costs a later run time; this one goes on from memory.
+            self._kept |= {name: (size, modified, content) for name, size, modified, content in rows}
 
     def close(self) -> None:
         """Close the file."""
@@ -70,19 +83,14 @@ def _name(path: Path) -> bytes:
 def _open(file: Path | None) -> sqlite3.Connection:
     if file is None:
         return _connect(":memory:")
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return _connect(file)
-        except sqlite3.OperationalError:
-            raise  # Locked or out of reach, but sound.
-        except sqlite3.DatabaseError:
-            file.unlink()  # Damaged; it holds nothing that can't be found out again.
-            return _connect(file)
-    except (OSError, sqlite3.Error) as error:
-        raise EngineError(
-            f"{safe_text(str(file))}: the cache can't be written ({safe_text(str(error))}); choose another cache folder"
-        ) from error
+        return _connect(file)
+    except sqlite3.OperationalError:
+        raise  # Locked or out of reach, but sound.
+    except sqlite3.DatabaseError:
+        file.unlink()  # Damaged; it holds nothing that can't be found out again.
+        return _connect(file)
 
 
 def _connect(file: Path | str) -> sqlite3.Connection:

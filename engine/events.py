@@ -4,15 +4,19 @@ Screens draw from these files alone, so a run in this process, one in another an
 Torch-free.
 """
 
+import contextlib
 import errno
 import json
 import os
 import struct
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
+
+from engine.redact import redact
 
 Stage = Literal["scan", "model", "latents", "text", "sample", "save"]
 
@@ -231,33 +235,100 @@ def metric_row(event: Step) -> bytes:
     return _ROW.pack(event.step, event.time, *numbers, event.images, *event.bucket, event.peak_memory_bytes)
 
 
-class EventLog:
-    """Appends events to a run's files, one `write` a line, so that a reader never sees half of one for long."""
+# A descriptor of a disk that went away stays dead when the disk is back, unlike one of a disk that was full.
+_DEAD = {
+    getattr(errno, name) for name in ("EIO", "ESTALE", "ENODEV", "ENXIO", "ENOTCONN", "EBADF") if hasattr(errno, name)
+}
 
-    def __init__(self, folder: Path) -> None:
-        self._events: IO[bytes] = (folder / "events.jsonl").open("ab", buffering=0)
+
+class EventLog:
+    """Appends events to a run's files, one `write` a line, so that a reader never sees half of one for long.
+
+    What the disk refuses waits in memory, up to `most_waiting_bytes`, and is written by the next call that can.
+    """
+
+    def __init__(self, folder: Path, *, most_waiting_bytes: int = 16 << 20) -> None:
+        self._folder = folder
+        self.path = folder / "events.jsonl"
+        self._most_waiting_bytes = most_waiting_bytes
+        self._waiting: deque[tuple[bytes, bytes]] = deque()
+        self._waiting_bytes = 0
+        self._is_torn = self._is_dead = False
+        self.num_lost = 0
+        """Events given up, the oldest first, because too many were waiting."""
+        self._events: IO[bytes] = self.path.open("ab", buffering=0)
         self._metrics: IO[bytes] = (folder / "metrics.bin").open("ab", buffering=0)
-        self._is_torn = False
 
     def emit(self, event: Event) -> None:
-        """Write one event.
+        """Write one event, after those that wait.
 
         Raises:
-            OSError: The disk takes no more; a line that is half written then ends before the next one begins.
+            OSError: The disk takes no more; the event waits.
         """
-        line = event.as_line().encode("ascii")
-        data = b"\n" + line if self._is_torn else line
-        self._is_torn = True
-        if self._events.write(data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._is_torn = False
-        if isinstance(event, Step):
-            self._metrics.write(metric_row(event))
+        row = metric_row(event) if isinstance(event, Step) else b""
+        line = (event.as_line() if row else redact(event.as_line())).encode("ascii")
+        self._waiting.append((line, row))
+        self._waiting_bytes += len(line) + len(row)
+        while self._waiting_bytes > self._most_waiting_bytes:
+            self._forget_oldest()
+            self.num_lost += 1
+        self._write_waiting()
 
     def close(self) -> None:
-        """Close both files."""
-        self._events.close()
-        self._metrics.close()
+        """Close both files, after a last attempt to write what waits."""
+        with contextlib.suppress(OSError):
+            self._write_waiting()
+        for file in (self._events, self._metrics):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _write_waiting(self) -> None:
+        try:
+            if self._is_dead:
+                self._reopen()
+            while self._waiting:
+                line, row = self._waiting[0]
+                self._append_line(line)
+                self._waiting[0] = (b"", row)
+                self._append_row(row)
+                self._waiting_bytes -= len(line)
+                self._forget_oldest()
+        except OSError as error:
+            self._is_dead = self._is_dead or error.errno in _DEAD
+            raise
+
+    def _forget_oldest(self) -> None:
+        line, row = self._waiting.popleft()
+        self._waiting_bytes -= len(line) + len(row)
+
+    def _append_line(self, line: bytes) -> None:
+        """Write a line; one that is half written ends before the next one begins."""
+        if not line:
+            return
+        data = b"\n" + line if self._is_torn else line
+        written = self._events.write(data)
+        self._is_torn = 0 < written < len(data) or (self._is_torn and not written)
+        if written < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _append_row(self, row: bytes) -> None:
+        """Write a row of metrics.bin; half a row would shift all that follow."""
+        written = self._metrics.write(row) if row else 0
+        if written < len(row):
+            self._metrics.truncate(self._metrics.seek(0, os.SEEK_END) - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _reopen(self) -> None:
+        """Open both files anew, never making them: where the disk is still away, its mount point is not the run."""
+        opened = [
+            os.fdopen(os.open(self._folder / name, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)), "ab", 0)
+            for name in ("events.jsonl", "metrics.bin")
+        ]
+        for file in (self._events, self._metrics):
+            with contextlib.suppress(OSError):
+                file.close()
+        self._events, self._metrics = opened
+        self._is_dead, self._is_torn = False, True  # A blank line does no harm.
 
 
 def rebuild_metrics(folder: Path) -> None:

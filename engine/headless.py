@@ -1,6 +1,5 @@
 """Runs the engine from checked settings to an exit code: folder, log, plan, model, training."""
 
-import contextlib
 import logging
 import sys
 import threading
@@ -19,6 +18,7 @@ from engine.librarylog import library_log, quieten
 from engine.plan import make_plan
 from engine.preflight import completed, look_at_files
 from engine.ranks import ALONE, Ranks
+from engine.room import needs_of
 from engine.rules import find_problems
 from engine.rules.plan import RULES as PLAN_RULES
 from engine.rules.plan import PlanSubject
@@ -27,6 +27,7 @@ from engine.run import RunFolder, cache_dir, missing_folders
 from engine.runfiles import write_run_files
 from engine.settings import LoggingSettings
 from engine.settings_io import LoadedSettings
+from engine.space import find_space_problems
 from engine.speed import SpeedLog, device_name, key_of
 from engine.telling import Listener, Teller
 from engine.tensorboard import TensorBoardLog
@@ -95,10 +96,11 @@ def run_engine(
             stack.enter_context(control.signals())
         key = key_of(loaded.settings, files.info, device_name(ranks.world))
         speed = SpeedLog(cache_dir=cache_dir_for(loaded), key=key)
-        own: list[Listener] = [EventLog(folder.path), speed, *_boards(loaded.settings.logging)]
+        own: list[Listener] = [speed, *_boards(loaded.settings.logging)]
+        tell.log = EventLog(folder.path)
         tell.listeners += [*own, control, *listeners]
-        for listener in own:
-            stack.callback(listener.close)
+        for log in (tell.log, *own):
+            stack.callback(log.close)
         stack.enter_context(library_log(folder.log_path, takes_output=is_alone))
         return _guarded(loaded, problems, folder=folder, control=control, tell=tell, ranks=ranks)
 
@@ -147,8 +149,7 @@ def _guarded(
             raise EngineError(message) from error
         if not tell.has_started:
             raise
-    with contextlib.suppress(EngineError):  # A full disk, which takes this event no more than the last.
-        tell(Failed(step=tell.step, message=message))
+    tell(Failed(step=tell.step, message=message))
     return FAILED
 
 
@@ -164,9 +165,10 @@ def _prepare_and_train(
     settings = loaded.settings
     cache = cache_dir_for(loaded)
     plan = make_plan(settings, cache_dir=cache, progress=tell.progress("scan"), processes=ranks.world)
-    _raise_errors(plan.problems)
+    space = find_space_problems(needs_of(loaded, plan, cache_dir=cache)) if ranks.is_main else ()
+    _raise_errors((*plan.problems, *space))
     planned = applied(PLAN_RULES, PlanSubject(plan=plan), loaded.places)
-    for problem in (*loaded.warnings, *problems, *plan.problems, *planned):
+    for problem in (*loaded.warnings, *problems, *plan.problems, *planned, *space):
         if problem.severity == "warning":
             tell(Warned(code=problem.code, message=str(problem)))
     # Torch is imported here and not before, so that wrong settings are refused at once.

@@ -6,7 +6,6 @@ moved or re-cropped is encoded again by itself.
 """
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from engine.errors import EngineError, safe_text
 from engine.npz import read_npz
 from engine.pixels import PIXELS_VERSION, PixelJob
 from engine.shards import ABSENT, KEY_BYTES, Shards
+from engine.space import free_bytes
 
 LATENT_CHANNELS = 4
 PIXELS_PER_LATENT = 8
@@ -77,6 +77,11 @@ class LatentCache:
         self.dtype = dtype
         self._channels = channels
         self._shards: dict[Size, Shards] = {}
+
+    @property
+    def refusal(self) -> str:
+        """Why the disk takes no more and latents are kept in memory, "" while it takes them."""
+        return next((shards.refusal for shards in self._shards.values() if shards.refusal), self.contents.refusal)
 
     def shape(self, bucket: Size) -> tuple[int, int, int]:
         """Return the (channels, height, width) of a bucket's latents."""
@@ -139,9 +144,8 @@ class LatentCache:
         if self.folder is None or not pictures:
             return
         needed = sum(self.shards(picture.job.bucket).record_bytes * (1 + picture.job.flip) for picture in pictures)
-        existing = next(folder for folder in self.folder.parents if folder.exists())
-        free = shutil.disk_usage(existing).free
-        if free < needed + SPARE_BYTES:
+        free = free_bytes(self.folder)
+        if free is not None and free < needed + SPARE_BYTES:
             raise EngineError(
                 f"{safe_text(str(self.folder))}: the latents need {needed / 1e6:,.0f} MB but the disk has "
                 f"{free / 1e6:,.0f} MB free; free space, choose another cache folder, or keep latents in memory"

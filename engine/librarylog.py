@@ -1,9 +1,35 @@
 """Sends what libraries log, warn and print into a run's log.txt, never onto the screen. Torch-free at import."""
 
 import contextlib
+import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+
+from engine.redact import redact
+
+
+class LogStream(io.TextIOBase):
+    """A run's log.txt as a stream: secrets are left out, and a disk that refuses costs the text, never the run."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, text: str) -> int:
+        """Append a text and return its length, which libraries expect however much was written."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a library holds on to the stream of an ended run.
+            self._file.write(redact(text).encode("utf-8", "backslashreplace"))
+        return len(text)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the file."""
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        super().close()
 
 
 @contextlib.contextmanager
@@ -12,21 +38,22 @@ def library_log(path: Path, *, takes_output: bool) -> Iterator[None]:
 
     What is printed is taken process-wide, so only a process that belongs to the run may ask for it.
     """
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    stream = LogStream(path)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(capture=True)
     logging.getLogger().addHandler(handler)
     try:
         with contextlib.ExitStack() as stack:
             if takes_output:
-                printed = stack.enter_context(path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace"))
-                stack.enter_context(contextlib.redirect_stdout(printed))
-                stack.enter_context(contextlib.redirect_stderr(printed))
+                stack.enter_context(contextlib.redirect_stdout(stream))
+                stack.enter_context(contextlib.redirect_stderr(stream))
             yield
     finally:
         logging.getLogger().removeHandler(handler)
         logging.captureWarnings(capture=False)
         handler.close()
+        stream.close()
 
 
 def quieten() -> None:

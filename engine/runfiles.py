@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from engine.dataset.config import DatasetConfig, DatasetPart, Subset
+from engine.models.atomic import atomic_file
 from engine.settings import Settings
 from engine.settings_io import run_toml
 
 
 def write_run_files(folder: Path, settings: Settings, config: DatasetConfig) -> None:
-    """Write both files; a run.toml that stands there already, the user's own, keeps its comments and order."""
+    """Write both files; a run.toml that stands there already, the user's own, keeps its comments and order.
+
+    Raises:
+        NotWrittenError: The disk refuses them.
+    """
     folder = folder.resolve()
     dataset_path, run_path = folder / "dataset.toml", folder / "run.toml"
     given = settings.dataset.dataset_config
@@ -78,6 +83,5 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))

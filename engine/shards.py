@@ -4,23 +4,26 @@ NAME-000.bin    the records, one behind the other
 NAME-000.idx    a 64-byte header, then 20 bytes a record: 16 of its key, 4 of the CRC-32 of its bytes
 NAME-000.lock   held by the one process that appends; a second process appends to NAME-001 instead
 
+What the disk refuses is kept in memory for as long as the process lives, while there is memory for it.
+
 Entry n of the .idx is record n of the .bin and is written after it, so a killed process leaves at most an unfinished
 tail, which the next one cuts off. Power may fail between the two files' reaching the disk: the CRC, compared when a
 record is first read, finds what did not arrive. Where a key stands twice, the later record counts.
 """
 
 import contextlib
-import errno
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from engine.errors import EngineError, safe_text
+from engine.space import NotWrittenError, writing
 
 KEY_BYTES = 16
 ABSENT = -1  # The row of a key that is not there.
@@ -31,7 +34,8 @@ _SYNC_EVERY = 256  # Records that a power failure may cost; a sync for each woul
 _SLOT_BITS = 40  # A row is a file's number above these bits and the record's slot in it below.
 _SLOT_MASK = (1 << _SLOT_BITS) - 1
 _MOST_FILES = 1000
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_IN_MEMORY = _MOST_FILES  # The number of the block that holds what the disk refused.
+_SPARE_MEMORY_BYTES = 1 << 30
 
 Array = NDArray[Any]
 _sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
@@ -63,6 +67,8 @@ class Shards:
         self._writer: _Writer | None = None
         self._kept_entries: list[Array] = []
         self._kept_records: list[Array] = []
+        self.refusal = ""
+        """Why the disk takes no more and records are kept in memory, "" while it takes them."""
 
     @property
     def record_bytes(self) -> int:
@@ -100,18 +106,35 @@ class Shards:
         """Add records, (n, *shape), under their keys.
 
         Raises:
-            EngineError: The folder can't be written.
+            NotWrittenError: The disk refuses them, and there is not the memory to keep them.
+            EngineError: The folder is in use by too many processes.
         """
         assert records.shape == (len(keys), *self.shape), records.shape
         records = np.ascontiguousarray(records, self.dtype)
         entries = np.empty(len(keys), _ENTRY)
         entries["key"] = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
         entries["crc"] = [zlib.crc32(record.data) for record in records]
-        if self.folder is None:
+        if self.folder is None or not self._reaches_disk(self.folder, entries, records):
             self._kept_entries.append(entries)
             self._kept_records.extend(records)
-        else:
-            self._append_to_file(self.folder, entries, records)
+
+    def _reaches_disk(self, folder: Path, entries: Array, records: Array) -> bool:
+        """Append to the folder's file; once the disk has refused, say so without trying again."""
+        try:
+            self._append_to_file(folder, entries, records)
+        except NotWrittenError as error:
+            if psutil.virtual_memory().available < records.nbytes + _SPARE_MEMORY_BYTES:
+                raise
+            self._give_up_disk(error)
+            return False
+        return True
+
+    def _give_up_disk(self, error: NotWrittenError) -> None:
+        self.refusal = str(error)
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
 
     def refresh(self) -> None:
         """See what has been appended, here or by other processes."""
@@ -120,9 +143,13 @@ class Shards:
     def close(self) -> None:
         """Bring what was appended to the disk and let another process append."""
         writer, self._writer = self._writer, None
-        if writer is not None:
-            with _cache_errors(writer.folder):
+        if writer is None:
+            return
+        try:
+            with writing(writer.folder):
                 writer.close()
+        except NotWrittenError as error:  # Records that did not arrive are found by their CRC.
+            self.refusal = str(error)
 
     def __enter__(self) -> Self:
         """Return itself; leaving closes it."""
@@ -132,7 +159,9 @@ class Shards:
         self.close()
 
     def _append_to_file(self, folder: Path, entries: Array, records: Array) -> None:
-        with _cache_errors(folder):
+        if self.refusal:
+            raise NotWrittenError(self.refusal)
+        with writing(folder):
             if self._writer is None:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._writer = _Writer(folder, self._name, self._header(), self.record_bytes)
@@ -144,13 +173,15 @@ class Shards:
 
     def _open_blocks(self) -> "dict[int, _Block]":
         if self._blocks is None:
-            self._blocks = self._keep_block() if self.folder is None else self._map_blocks(self.folder)
+            self._blocks = {} if self.folder is None else self._map_blocks(self.folder)
+            if self.folder is None or self._kept_entries:
+                self._blocks[_IN_MEMORY] = self._keep_block()
         return self._blocks
 
-    def _keep_block(self) -> "dict[int, _Block]":
+    def _keep_block(self) -> "_Block":
         entries = np.concatenate([np.empty(0, _ENTRY), *self._kept_entries])
         self._kept_entries = [entries]
-        return {0: _Block(entries, self._kept_records, Path())}
+        return _Block(entries, self._kept_records, Path())
 
     def _map_blocks(self, folder: Path) -> "dict[int, _Block]":
         blocks = {}
@@ -309,15 +340,3 @@ def _try_lock(file: IO[bytes]) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
-
-
-@contextlib.contextmanager
-def _cache_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = "the disk is full" if error.errno in _FULL else error.strerror or str(error)
-        raise EngineError(
-            f"{safe_text(str(folder))}: the cache can't be written ({reason}); "
-            "free space there or choose another cache folder"
-        ) from error

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.errors import EngineError, safe_text
-from engine.events import Event, Progress, Stage, Step
+from engine.events import Event, EventLog, Progress, Stage, Step, Warned
+from engine.space import NotWrittenError, refused
 
 
 class Listener(Protocol):
@@ -21,14 +21,16 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class Teller:
-    """Hands each event to every listener; the first is the run's own log, without which there is no run."""
+    """Hands each event to the run's own log and to every listener; none of them ends a training."""
 
     listeners: list[Listener]
+    log: EventLog | None = None
     has_started: bool = False
     step: int = 0
     """Steps done, as last told."""
     _loss_sum: float = 0.0
     _steps: int = 0
+    _is_log_refused: bool = False
 
     @property
     def mean_loss(self) -> float:
@@ -36,27 +38,43 @@ class Teller:
         return self._loss_sum / max(1, self._steps)
 
     def __call__(self, event: Event) -> None:
-        """Tell all of them; a screen or pipe that is gone is told no more.
-
-        Raises:
-            EngineError: The run's log can't be written.
-        """
+        """Tell all of them; a screen or pipe that is gone is told no more, a file that can't be written is named."""
         self.has_started = self.has_started or event.kind == "started"
         self.step = max(self.step, event.step)
         if isinstance(event, Step):
             self._loss_sum += event.loss
             self._steps += 1
-        log, *others = self.listeners
-        for listener in others:
-            try:
-                listener.emit(event)
-            except OSError:
-                self.listeners.remove(listener)
+        refusals = [refusal for listener in list(self.listeners) if (refusal := self._tell_one(listener, event))]
+        if self.log is not None:
+            self._keep(self.log, event)
+        for refusal in refusals:
+            self.warn("log", f"{refusal}; the run goes on without this log")
+
+    def warn(self, code: str, message: str) -> None:
+        """Tell something that the user should know; the run goes on."""
+        self(Warned(step=self.step, code=code, message=message))
+
+    def _tell_one(self, listener: Listener, event: Event) -> str:
+        try:
+            listener.emit(event)
+        except (NotWrittenError, OSError) as error:
+            self.listeners.remove(listener)
+            return str(error) if isinstance(error, NotWrittenError) else ""
+        return ""
+
+    def _keep(self, log: EventLog, event: Event) -> None:
+        """Write to the run's own log; while the disk refuses, events wait in memory, which is told once."""
         try:
             log.emit(event)
         except OSError as error:
-            cause = safe_text(error.strerror or str(error))
-            raise EngineError(f"events.jsonl can't be written ({cause}); free space in output_dir's disk") from error
+            if not self._is_log_refused:
+                self._is_log_refused = True
+                self.warn("events", f"{refused(log.path, error)}; the run goes on and writes it later")
+            return
+        if self._is_log_refused:
+            self._is_log_refused = False
+            lost = f"; {log.num_lost} of its oldest events are lost" if log.num_lost else ", nothing is lost"
+            self.warn("events", f"{log.path.name} can be written again{lost}")
 
     def progress(self, stage: Stage) -> Callable[[int, int | None], None]:
         """Return a callback that tells how far a stage is, at most ten times a second; a total of None is unknown."""

@@ -44,6 +44,11 @@ class TextStates:
         """How much memory or disk one caption takes."""
         return self._shards.record_bytes
 
+    @property
+    def refusal(self) -> str:
+        """Why the disk takes no more and states are kept in memory, "" while it takes them."""
+        return self._shards.refusal
+
     def add(self, captions: Iterable[str], *, batch_size: int = 16, progress: Progress | None = None) -> None:
         """Encode the captions that aren't stored yet."""
         wanted = [caption for caption in dict.fromkeys([UNCONDITIONAL, *captions]) if caption not in self._rows]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.errors import EngineError, safe_text
+from engine.space import refused
 
 
 @contextlib.contextmanager
@@ -17,7 +17,7 @@ def atomic_file(path: Path, *, num_bytes: int = 0) -> Iterator[BinaryIO]:
     `num_bytes` is what it will take, for the message when the disk is full.
 
     Raises:
-        EngineError: It can't be written.
+        NotWrittenError: The disk refuses it.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -31,9 +31,10 @@ def atomic_file(path: Path, *, num_bytes: int = 0) -> Iterator[BinaryIO]:
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise EngineError(_why(path, error, num_bytes)) from error
+        raise refused(path, error, num_bytes=num_bytes) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # On a disk that is gone or read-only nothing can be removed either.
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a new folder to fill, which takes `path`'s place when the block ends well.
 
     Raises:
-        EngineError: It can't be written.
+        NotWrittenError: The disk refuses it.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -58,7 +59,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         if replaced.exists() and not path.exists():
             replaced.rename(path)
-        raise EngineError(_why(path, error, 0)) from error
+        raise refused(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -72,14 +73,3 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _why(path: Path, error: OSError, num_bytes: int) -> str:
-    room = ""
-    with contextlib.suppress(OSError):
-        free = shutil.disk_usage(path.parent).free
-        room = f" (needs {num_bytes / 1e6:.0f} MB, {free / 1e6:.0f} MB are free there)" if num_bytes else ""
-    return (
-        f"{safe_text(str(path))}: can't be written: {error.strerror or error}{room};"
-        " make room or choose another output folder"
-    )

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from engine.contents import Contents, signature_of
-from engine.errors import EngineError
 
 
 def _content(contents: Contents, path: Path) -> str | None:
@@ -65,15 +64,22 @@ def test_table_in_use_is_not_destroyed(tmp_path: Path, monkeypatch: pytest.Monke
     with sqlite3.connect(file, isolation_level=None) as other:
         other.execute("CREATE TABLE precious (a)")
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(EngineError, match="locked"):
-            Contents(file)
+        contents = Contents(file)
+        assert "locked" in contents.refusal
+        contents.close()
         other.execute("COMMIT")
         assert other.execute("SELECT * FROM precious").fetchall() == []
     other.close()
 
 
-def test_place_that_cannot_be_written_is_named(tmp_path: Path):
-    (tmp_path / "file").write_bytes(b"")
+def test_place_that_cannot_be_written_is_named_and_memory_serves(tmp_path: Path):
+    """The run goes on; only a later one has to read again."""
+    (tmp_path / "file").write_bytes(b"a")
 
-    with pytest.raises(EngineError, match="choose another cache folder"):
-        Contents(tmp_path / "file" / "c.sqlite")
+    contents = Contents(tmp_path / "file" / "c.sqlite")
+    (known,) = contents.known([tmp_path / "file"])
+    contents.remember([(tmp_path / "file", known[0], "hash")])
+
+    assert "choose another folder" in contents.refusal
+    assert contents.known([tmp_path / "file"]) == [(known[0], "hash")]
+    contents.close()

@@ -238,5 +238,5 @@ def test_a_model_gone_wrong_draws_black_and_says_so(model, options, caplog):
 def test_an_unwritable_picture_is_named(model, options):
     (options["folder"] / "last_000000_00_7.png").mkdir(parents=True)
 
-    with pytest.raises(EngineError, match=r"last_000000_00_7.png: can't be written"):
+    with pytest.raises(EngineError, match=r"last_000000_00_7.png can't be written"):
         list(sample_images(model, [CAT], PreviewOptions(**options), step=0))

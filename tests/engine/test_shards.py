@@ -198,18 +198,45 @@ def test_many_records_are_synced_on_the_way(tmp_path: Path, monkeypatch: pytest.
         assert synced == [256 * 12, 64 + 256 * 20, 512 * 12, 64 + 512 * 20]
 
 
-def test_unwritable_folder_is_one_sentence(tmp_path: Path):
+def test_what_an_unwritable_folder_refuses_is_kept_in_memory(tmp_path: Path):
+    """The run goes on; the reason is there to be told."""
     (tmp_path / "file").write_bytes(b"")
 
-    with pytest.raises(EngineError, match=r"can't be written .* choose another cache folder"):
-        _open(tmp_path / "file" / "folder").append([_key(1)], _records(1))
+    with _open(tmp_path / "file" / "folder") as shards:
+        shards.append([_key(1)], _records(1))
+        shards.append([_key(2)], _records(2))
+
+    shards.refresh()
+    assert "can't be written: its folder is gone" in shards.refusal
+    assert shards.read(shards.find([_key(2), _key(1)])).tolist() == _records(2, 1).tolist()
 
 
-def test_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_that_fills_up_keeps_what_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Half on disk, half in memory, read alike; the next process finds the first half."""
+    shards = _open(tmp_path)
+    shards.append([_key(1)], _records(1))
+
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("engine.shards._Writer.append", fail)
+    shards.append([_key(2)], _records(2))
+    shards.close()
+    shards.refresh()
+
+    assert "the disk is full" in shards.refusal
+    assert shards.read(shards.find([_key(2), _key(1)])).tolist() == _records(2, 1).tolist()
+    assert _found(tmp_path, 1, 2) == [1, None]
+
+
+def test_a_full_disk_is_one_sentence_where_memory_is_short_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Filling the memory would end the run worse."""
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("engine.shards._Writer.append", fail)
+    monkeypatch.setattr("engine.shards._SPARE_MEMORY_BYTES", 1 << 60)
 
     with pytest.raises(EngineError, match="the disk is full"), _open(tmp_path) as shards:
         shards.append([_key(1)], _records(1))

@@ -67,58 +67,6 @@ def test_a_rate_that_is_far_too_high_ends_in_a_sentence(tmp_path):
     assert "not finite" in run.events[-1].message
 
 
-def test_a_full_disk_ends_the_run_in_a_sentence(tmp_path):
-    """The save fails with the file's name; the last good model stays, nothing half written is left."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    class Shrink:
-        def emit(self, event):
-            if isinstance(event, Step) and event.step == 3:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-
-        def close(self):
-            pass
-
-    try:
-        run = go(tmp_path, max_train_steps=4, save_every_n_steps=2, listeners=[Shrink()])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    assert run.code == 1
-    assert run.events[-1].kind == "failed"
-    assert "last-step00000004.safetensors" in run.events[-1].message
-    assert [path.name for path in run.folder.glob("*.safetensors")] == ["last-step00000002.safetensors"]
-    assert not list(run.folder.glob("*.tmp*"))
-
-
-def test_a_disk_without_room_for_a_line_ends_the_run_in_a_sentence(tmp_path, caplog):
-    """Even `failed` can't be written then; what was written before can be read, the screen is told."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    told = []
-
-    class Shrink:
-        def emit(self, event):
-            told.append(event)
-            if isinstance(event, Step) and event.step == 2:
-                room = (tmp_path / "out" / "events.jsonl").stat().st_size + 10
-                resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-
-        def close(self):
-            pass
-
-    try:
-        run = go(tmp_path, max_train_steps=4, listeners=[Shrink()])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    assert run.code == 1
-    assert [step.step for step in run.steps] == [1]
-    assert told[-1].kind == "failed"
-    assert "events.jsonl can't be written" in told[-1].message
-
-
 def test_a_run_of_wrong_settings_leaves_nothing(tmp_path):
     """Checked before the folder is made."""
     with pytest.raises(EngineError, match="sample_prompts"):
