@@ -22,6 +22,7 @@ from engine.hardware import available_cores
 from engine.latent_cache import LatentCache, LatentJob
 from engine.latents import Latents, encode_latents, encode_with_vae, vae_seed
 from engine.loading import LoadedBatch, Window
+from engine.masks import Masks
 from engine.models.sd import StableDiffusion
 from engine.npz import find_npz
 from engine.pixels import load_many
@@ -46,6 +47,7 @@ class WindowSource:
     latents: Latents | None
     texts: TextStates | None
     ranks: Ranks
+    masks: Masks | None = None
 
     def load(self, step: int) -> Window:
         """Return this process's batches of a step, counted from 0; at least one, if only a spare one.
@@ -64,15 +66,17 @@ class WindowSource:
         captions = [self.plan.caption(row, repeat, epoch=batch.epoch, step=step) for row, repeat in showings]
         drawn = [self.plan.augmentation(row, repeat, epoch=batch.epoch) for row, repeat in showings]
         conditioning = self._conditioning(captions)
+        masks_B1hw = self.masks.read(batch.rows, drawn, batch.bucket) if self.masks is not None else None
         if self.latents is not None:
             latents_BChw = self.latents.read(batch.rows, [augmentation.flip for augmentation in drawn])
-            return LoadedBatch(batch=batch, conditioning=conditioning, latents_BChw=latents_BChw)
+            return LoadedBatch(batch=batch, conditioning=conditioning, latents_BChw=latents_BChw, masks_B1hw=masks_B1hw)
         jobs = [self.plan.pixel_job(row, augmentation) for row, augmentation in zip(batch.rows, drawn, strict=True)]
         pictures = list(load_many(jobs, workers=loading_threads(self.settings), ahead=len(jobs)))
         return LoadedBatch(
             batch=batch,
             conditioning=conditioning,
             pixels_BHWC=torch.from_numpy(np.stack([picture.pixels_HWC for picture in pictures])),
+            masks_B1hw=masks_B1hw,
             vae_seeds=tuple(vae_seed(picture.content) for picture in pictures),
         )
 

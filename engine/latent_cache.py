@@ -62,7 +62,8 @@ class Picture:
         assert self.content is not None
         pixels = self.job.pixels
         cut = (pixels.resized, pixels.crop, pixels.orientation, pixels.interpolation, pixels.background)
-        parts = (PIXELS_VERSION, self.content, self.job.npz is not None, cut, flipped)
+        parts: tuple[object, ...] = (PIXELS_VERSION, self.content, self.job.npz is not None, cut, flipped)
+        parts += ("alpha",) if pixels.shows_alpha else ()
         return hashlib.blake2b(repr(parts).encode(), digest_size=KEY_BYTES).digest()
 
 

@@ -26,6 +26,7 @@ class LoadedBatch:
     latents_BChw: Tensor | None = None
     pixels_BHWC: Tensor | None = None
     vae_seeds: tuple[int, ...] = ()
+    masks_B1hw: Tensor | None = None
     is_spare: bool = False
     """Trained with weight zero: every process takes part in a step, also where it has no batch of its own in it."""
 

@@ -18,15 +18,23 @@ _MAX_SNR = 1000.0  # sd-scripts' bound; it is reached below timestep 1 only.
 
 
 def loss_per_image(
-    prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor, settings: LossSettings, schedule: Schedule
+    prediction_BCHW: Tensor,
+    target_BCHW: Tensor,
+    timesteps_B: Tensor,
+    settings: LossSettings,
+    schedule: Schedule,
+    masks_B1HW: Tensor | None = None,
 ) -> Tensor:
     """Return the weighted loss of each image, (B,) float32; their mean is the loss of a batch.
 
     Prediction and target (B, C, H, W) may be of any float type; timesteps (B,) are int64; `schedule` knows the
-    prediction type and the SNR.
+    prediction type and the SNR. Masks of 0 to 1 multiply the distance of each element before the mean, which is still
+    taken over all of them, as in sd-scripts: a picture with a small unmasked part has a small loss.
     """
     threshold_B111 = huber_threshold_at(timesteps_B, settings, schedule).view(-1, 1, 1, 1)
     distance_BCHW = DISTANCES[settings.loss_type](prediction_BCHW.float(), target_BCHW.float(), threshold_B111)
+    if masks_B1HW is not None:
+        distance_BCHW = distance_BCHW * masks_B1HW
     loss_B = distance_BCHW.mean(dim=(1, 2, 3))
     return loss_B * weight_at(timesteps_B, settings, schedule)
 

@@ -18,8 +18,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from engine.attention import enable_gradient_checkpointing, set_attention
+<<<<<<< HEAD
 from engine.caches import WindowSource, prepare_latents, prepare_text
 from engine.checkpoint import Saveable
+=======
+from engine.caches import WindowSource, loading_threads, prepare_latents, prepare_text
+>>>>>>> e55994b (Weigh the loss by masks)
 from engine.curves import learning_rate_at
 from engine.denoiser import Conditioning, Denoiser
 from engine.diffusion import Schedule, make_schedule
@@ -29,6 +33,7 @@ from engine.events import Warned
 from engine.latents import encode_with_vae
 from engine.loading import LoadedBatch, WindowLoader
 from engine.losses import check_weights
+from engine.masks import prepare_masks
 from engine.models import FAMILIES
 from engine.models.metadata import ModelSpec, modelspec
 from engine.models.sd import StableDiffusion
@@ -101,6 +106,11 @@ class Parts:
             assert loaded.pixels_BHWC is not None
             latents_BChw = encode_with_vae(self.model.vae, loaded.pixels_BHWC, loaded.vae_seeds).float()
         return latents_BChw * self.model.latent_scale
+
+    def masks_of(self, loaded: LoadedBatch) -> Tensor | None:
+        """Return a batch's masks (B, 1, h, w) on the device, None where every picture counts in full."""
+        masks_B1hw = loaded.masks_B1hw
+        return None if masks_B1hw is None else masks_B1hw.to(self.accelerator.device, non_blocking=True)
 
     def conditioning_of(self, loaded: LoadedBatch) -> Conditioning:
         """Return what a batch is conditioned on; a frozen text encoder whose states are not cached runs here."""
@@ -185,6 +195,13 @@ def prepare(
     dtype = PRECISIONS[settings.memory.mixed_precision]
     _place_frozen(model, settings, accelerator.device, dtype)
     latents = prepare_latents(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
+    masks = prepare_masks(
+        plan,
+        cache_dir=cache_dir if settings.memory.cache_latents_to_disk else None,
+        is_cached=latents is not None,
+        workers=loading_threads(settings),
+        tell=tell,
+    )
     texts = prepare_text(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
     if latents is not None:
         model.vae.to("cpu")
@@ -202,7 +219,13 @@ def prepare(
         updater=make_updater(accelerator, optimizer, settings),
         schedule=schedule,
         source=WindowSource(
-            settings=settings, plan=plan, tokenizer=model.tokenizer, latents=latents, texts=texts, ranks=ranks
+            settings=settings,
+            plan=plan,
+            tokenizer=model.tokenizer,
+            latents=latents,
+            texts=texts,
+            ranks=ranks,
+            masks=masks,
         ),
         prompts=prompts,
         preview=_preview(settings, schedule, accelerator.device, folder),

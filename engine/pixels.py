@@ -91,6 +91,8 @@ class PixelJob:
     background: tuple[int, int, int] = WHITE
     augmentation: Augmentation | None = None
     max_pixels: int = MAX_PIXELS
+    shows_alpha: bool = False
+    """Show the alpha channel as grey, white where there is none, instead of the colours."""
 
     def shown_as(self, augmentation: Augmentation) -> "PixelJob":
         """Return the job for one showing of the picture: cut, mirrored and coloured as was drawn."""
@@ -194,7 +196,7 @@ def _decode(data: bytes, job: PixelJob) -> Array:
             raise EngineError(
                 f"{_shown(job)}: {image.width}x{image.height} is over the limit of {limit}; save it smaller"
             )
-        is_plain = _is_plain(image)
+        is_plain = _is_plain(image) and not job.shows_alpha
         if not is_plain:
             image.load()
         orientation = job.orientation or _orientation(image)
@@ -203,7 +205,7 @@ def _decode(data: bytes, job: PixelJob) -> Array:
         if is_plain:
             pixels = _decode_plain(data, image, _least_size(job, is_turned=is_turned))
         else:
-            pixels = _to_rgb(image, job.background)
+            pixels = _alpha(image) if job.shows_alpha else _to_rgb(image, job.background)
     return _upright(pixels, orientation)
 
 
@@ -294,6 +296,12 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Array:
         canvas.paste(picture, mask=picture.getchannel("A"))
         return np.asarray(canvas)
     return np.asarray(image.convert("RGB"))
+
+
+def _alpha(image: Image.Image) -> Array:
+    if not image.has_transparency_data:
+        return np.full((image.height, image.width, 3), 255, np.uint8)
+    return np.repeat(np.asarray(image.convert("RGBA").getchannel("A"))[:, :, None], 3, axis=2)
 
 
 def _finish(pixels_HWC: Array, job: PixelJob) -> Array:

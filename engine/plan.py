@@ -4,7 +4,7 @@ Dimension key: N pictures, M items (a picture once for each repeat), K buckets o
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ from engine.dataset.captions import CaptionOptions, process_caption
 from engine.dataset.config import DatasetConfig, Subset, load_dataset_config
 from engine.dataset.order import EpochBatches, epoch_batches, expand_repeats
 from engine.dataset.scan import Catalog, scan
-from engine.errors import EngineError, Problem, ProblemsError
+from engine.dataset.walk import PICTURE_SUFFIXES
+from engine.errors import EngineError, Problem, ProblemsError, safe_text
 from engine.rng import python_rng
 from engine.settings import Settings
 
@@ -77,6 +78,7 @@ class Plan:
     processes: int = 1
     """Processes that share each step's batches; a step holds gradient_accumulation_steps batches for each of them."""
     _epochs: dict[int, EpochBatches] = field(default_factory=dict)
+    _masks: dict[Path, dict[str, Path]] = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -197,6 +199,31 @@ class Plan:
             augmentation=augmentation,
             max_pixels=self.settings.dataset.max_image_pixels,
         )
+
+    def mask_job(self, row: int, augmentation: Augmentation | None = None) -> "PixelJob | None":
+        """Return how the mask of a picture becomes pixels, None where the picture counts in full."""
+        subset = self.subset_of(row)
+        if subset.conditioning_data_dir is not None and self.settings.loss.masked_loss:
+            mask = self._mask(subset.conditioning_data_dir, Path(self.catalog.paths[row]))
+            return replace(self.pixel_job(row, augmentation), path=mask, orientation=1)
+        return replace(self.pixel_job(row, augmentation), shows_alpha=True) if subset.alpha_mask else None
+
+    def _mask(self, folder: Path, picture: Path) -> Path:
+        """Return the file of a picture's name among the masks.
+
+        Raises:
+            EngineError: There is none.
+        """
+        if folder not in self._masks:
+            found = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES)
+            self._masks[folder] = {path.stem: path for path in found}
+        mask = self._masks[folder].get(picture.stem)
+        if mask is None:
+            raise EngineError(
+                f"conditioning_data_dir: {safe_text(str(folder))} holds no mask for {safe_text(picture.name)}; "
+                "add one of that name, white where the picture counts in full"
+            )
+        return mask
 
 
 def make_plan(

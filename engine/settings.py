@@ -117,6 +117,10 @@ class DatasetSettings(Section):
     """Crop at a random place instead of the middle; excludes cached latents."""
     face_crop_aug_range: Range | None = None
     """Crop around a face given in the file name (_cx_cy_w_h), this many times its size; such as 2.0,4.0."""
+    alpha_mask: bool = False
+    """Weigh the loss by each picture's alpha channel: what is transparent is not learned."""
+    conditioning_data_dir: str | None = Field(None, json_schema_extra=path_hint("folder"))
+    """Folder of masks for masked_loss: pictures of the same name and size, whose red channel is the weight."""
     background_color: Color = (255, 255, 255)
     """Colour laid under transparent pictures, red,green,blue."""
     max_image_pixels: int = Field(64_000_000, ge=1_000_000, json_schema_extra=unit_hint("px"))
@@ -210,6 +214,8 @@ class LossSettings(Section):
     """Timesteps stay below this; left out: 1000."""
     loss_type: LossName = "l2"
     """Distance between prediction and target."""
+    masked_loss: bool = False
+    """Weigh the loss by the masks in conditioning_data_dir; black parts are not learned."""
     huber_schedule: HuberSchedule = "snr"
     """How huber_c depends on the timestep."""
     huber_c: float = Field(0.1, gt=0, le=10)

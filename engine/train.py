@@ -108,7 +108,8 @@ def _train_batch(parts: Parts, loaded: LoadedBatch, *, share: float) -> Tensor:
     noisy_BChw = add_noise(latents_BChw, draws.input_noise_BCHW, draws.timesteps_B, schedule)
     target_BChw = target_for(latents_BChw, draws.noise_BCHW, draws.timesteps_B, schedule)
     prediction_BChw = parts.denoiser(noisy_BChw, draws.timesteps_B, parts.conditioning_of(loaded))
-    losses_B = loss_per_image(prediction_BChw, target_BChw, draws.timesteps_B, settings.loss, schedule)
+    masks_B1hw = parts.masks_of(loaded)
+    losses_B = loss_per_image(prediction_BChw, target_BChw, draws.timesteps_B, settings.loss, schedule, masks_B1hw)
     parts.updater.backward(losses_B.sum() * share)
     return torch.stack([losses_B.detach(), draws.timesteps_B.to(losses_B)])
 

@@ -52,6 +52,8 @@ class Subset:
     caption_extension: str = ".caption"
     recursive: bool = False
     resize_interpolation: Interpolation | None = None
+    alpha_mask: bool = False
+    conditioning_data_dir: Path | None = None
     caption: CaptionOptions = field(default_factory=CaptionOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
@@ -239,11 +241,13 @@ def _subset(level: _Level, problems: list[Problem]) -> Subset:
         message = "no pictures are named"
         fix = "set image_dir or metadata_file" if level.file else "set dataset_config or train_data_dir"
         problems.append(_problem("no-pictures", "error", level.place("image_dir"), message, fix))
-    values = level.values("num_repeats", "caption_extension", "recursive", "resize_interpolation")
+    values = level.values("num_repeats", "caption_extension", "recursive", "resize_interpolation", "alpha_mask")
     extension = values.get("caption_extension", ".caption")
+    masks = _path(level, "conditioning_data_dir", problems)
     return Subset(
         image_dir=folder or (metadata.parent if metadata else Path()),
         metadata_file=metadata,
+        conditioning_data_dir=masks,
         caption=CaptionOptions(**level.values(*_CAPTION_KEYS)),
         augment=AugmentOptions(**level.values(*_AUGMENT_KEYS)),
         **{**values, "caption_extension": extension if extension.startswith(".") else f".{extension}"},
@@ -258,7 +262,7 @@ def _path(level: _Level, key: str, problems: list[Problem]) -> Path | None:
     path = Path(given).expanduser()
     if level.file is not None:
         path = level.file.path.resolve().parent / path
-    is_folder = key == "image_dir"
+    is_folder = key != "metadata_file"
     if path.is_dir() if is_folder else path.is_file():
         return path
     kind = "folder" if is_folder else "file"

@@ -26,7 +26,7 @@ SUBSET_SETTINGS: Mapping[str, str] = {
             "caption_extension", "shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator",
             "secondary_separator", "enable_wildcard", "caption_prefix", "caption_suffix", "caption_dropout_rate",
             "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "token_warmup_min", "token_warmup_step",
-            "flip_aug", "color_aug", "random_crop", "face_crop_aug_range", "resize_interpolation",
+            "flip_aug", "color_aug", "random_crop", "face_crop_aug_range", "resize_interpolation", "alpha_mask",
         )
     },
 }  # fmt: skip
@@ -43,7 +43,6 @@ PART_SETTINGS: Mapping[str, str] = {
 
 # Keys of sd-scripts that are refused by name: (value that changes nothing, why, what to do).
 REFUSED: Mapping[str, tuple[Any, str, str]] = {
-    "alpha_mask": (False, "training with masks is not available yet", "remove it"),
     "validation_split": (0, "a validation set is not available yet", "remove it"),
     "validation_seed": (None, "a validation set is not available yet", "remove it"),
     "custom_attributes": ({}, "data-set plug-ins are not available yet", "remove it"),
@@ -51,7 +50,6 @@ REFUSED: Mapping[str, tuple[Any, str, str]] = {
     "is_reg": (False, "regularisation pictures belong to DreamBooth", "train them as pictures of their own"),
     "class_tokens": (None, "captions come from files here", "write it into the captions, or set caption_prefix"),
     "cache_info": (False, "sizes and captions are always kept in an index", "remove it"),
-    "conditioning_data_dir": (None, "it belongs to ControlNet, which this program does not train", "remove it"),
 }
 
 
@@ -89,6 +87,9 @@ class SubsetKeys(_SubsetBase):
         None,
         min_length=1,
         description="Captions and tags as JSON or JSONL; without it .caption or .txt files are read.",
+    )
+    conditioning_data_dir: str | None = Field(
+        None, min_length=1, description="Folder of masks with the pictures' names, for masked_loss."
     )
 
 

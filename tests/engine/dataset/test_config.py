@@ -123,12 +123,10 @@ num_repeats = "3"
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("alpha_mask = true", "masks is not available yet"),
         ("custom_attributes = { a = 1 }", "data-set plug-ins"),
         ("is_reg = true", "regularisation"),
         ('class_tokens = "dog"', "caption_prefix"),
         ("cache_info = true", "index"),
-        ('conditioning_data_dir = "x"', "ControlNet"),
     ],
 )
 def test_keys_that_do_not_work_here_are_refused_by_name(tmp_path: Path, line: str, words: str) -> None:
