@@ -15,9 +15,12 @@ from engine.events import Continued, Finished, Interrupted, Paused, Requested, S
 from engine.last_save import save_at_last
 from engine.optim import averaged
 from engine.parts import Parts
+from engine.plan import Plan
 from engine.run import Request, cache_dir
+from engine.settings import TrainingSettings
 from engine.space import NotWrittenError
 from engine.telling import Teller
+from engine.validation import validate
 
 POLL_SECONDS = 0.2
 
@@ -59,7 +62,8 @@ class Border:
                 steps=plan.steps,
                 epochs=plan.epochs,
                 steps_per_epoch=plan.steps_per_epoch,
-                images=plan.num_images,
+                images=plan.num_images - len(plan.held_out_rows),
+                held_out=len(plan.held_out_rows),
                 seed=settings.training.seed,
                 pid=os.getpid(),
                 device=str(self.parts.accelerator.device),
@@ -67,6 +71,8 @@ class Border:
                 trains=self.parts.trains,
             )
         )
+        if plan.held_out_rows and step == 0:
+            self._validate(step)
         if settings.sampling.sample_at_first and step == 0:
             self._sample(step=0)
         return self._answer_requests(step)
@@ -90,6 +96,8 @@ class Border:
         epoch, rest = divmod(step, plan.steps_per_epoch)
         for due in due_saves(settings.saving, step=step, steps_per_epoch=plan.steps_per_epoch, epochs=plan.epochs):
             self._save_due(due, step=step)
+        if is_validation_due(settings.training, step, plan):
+            self._validate(step)
         by_epochs = self._sample_every_epochs and rest == 0 and epoch % self._sample_every_epochs == 0
         if by_epochs or (self._sample_every_steps and step % self._sample_every_steps == 0):
             self._sample(step=step, epoch=epoch if by_epochs else None)
@@ -153,6 +161,10 @@ class Border:
 
     def _weights_to_keep(self) -> AbstractContextManager[None]:
         return self.parts.ema.swapped_in() if self.parts.ema else averaged(self.parts.optimizer)
+
+    def _validate(self, step: int) -> None:
+        with self._weights_to_keep():
+            self.tell(validate(self.parts, step=step))
 
     def _sample(self, *, step: int, epoch: int | None = None) -> None:
         """Draw the samples; a disk that refuses them is named once, until it takes some again."""
@@ -255,3 +267,15 @@ class Border:
         else:
             self._sample_every_epochs = value
         return f"{name} = {value}"
+
+
+def is_validation_due(training: TrainingSettings, step: int, plan: Plan) -> bool:
+    """Tell whether the loss on pictures held out is measured after a step; after each epoch if nothing is set."""
+    if not plan.held_out_rows:
+        return False
+    every_steps, every_epochs = training.validate_every_n_steps, training.validate_every_n_epochs
+    if every_steps is None and every_epochs is None:
+        every_epochs = 1
+    epoch, rest = divmod(step, plan.steps_per_epoch)
+    is_epoch_due = every_epochs is not None and rest == 0 and epoch % every_epochs == 0
+    return is_epoch_due or (every_steps is not None and step % every_steps == 0) or step == plan.steps

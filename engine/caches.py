@@ -25,7 +25,7 @@ from engine.loading import LoadedBatch, Window
 from engine.masks import Masks
 from engine.models.sd import StableDiffusion
 from engine.npz import find_npz
-from engine.pixels import load_many
+from engine.pixels import PixelJob, load_many
 from engine.plan import Batch, Plan
 from engine.ranks import Ranks
 from engine.settings import Settings
@@ -71,6 +71,28 @@ class WindowSource:
             latents_BChw = self.latents.read(batch.rows, [augmentation.flip for augmentation in drawn])
             return LoadedBatch(batch=batch, conditioning=conditioning, latents_BChw=latents_BChw, masks_B1hw=masks_B1hw)
         jobs = [self.plan.pixel_job(row, augmentation) for row, augmentation in zip(batch.rows, drawn, strict=True)]
+        return self._decoded(batch, conditioning, jobs, masks_B1hw)
+
+    def load_still(self, rows: Sequence[int]) -> LoadedBatch:
+        """Return pictures of one bucket as a batch, with nothing random: neither augmentation nor changed captions.
+
+        Raises:
+            EngineError: A picture can't be read.
+        """
+        rows = tuple(rows)
+        bucket = self.plan.placement(rows[0]).bucket
+        batch = Batch(bucket=bucket, epoch=0, first_position=0, rows=rows, repeats=(0,) * len(rows))
+        conditioning = self._conditioning([self.plan.still_caption(row) for row in rows])
+        masks_B1hw = self.masks.read(rows, [None] * len(rows), bucket) if self.masks is not None else None
+        if self.latents is not None:
+            latents_BChw = self.latents.read(rows)
+            return LoadedBatch(batch=batch, conditioning=conditioning, latents_BChw=latents_BChw, masks_B1hw=masks_B1hw)
+        jobs = [self.plan.pixel_job(row) for row in rows]
+        return self._decoded(batch, conditioning, jobs, masks_B1hw)
+
+    def _decoded(
+        self, batch: Batch, conditioning: Conditioning, jobs: Sequence[PixelJob], masks_B1hw: Tensor | None
+    ) -> LoadedBatch:
         pictures = list(load_many(jobs, workers=loading_threads(self.settings), ahead=len(jobs)))
         return LoadedBatch(
             batch=batch,

@@ -20,6 +20,7 @@ from engine.events import (
     Saved,
     Started,
     Step,
+    Validated,
     Warned,
 )
 
@@ -69,6 +70,7 @@ _DESCRIPTIONS: dict[type[Event], Callable[[Any], str]] = {
     Started: _started,
     Saved: _saved,
     Sampled: lambda event: f"drew {event.path} ({event.seconds:.1f} s)",
+    Validated: lambda event: f"loss {event.loss:.4f} on {event.images} pictures held out, at step {event.step}",
     Warned: lambda event: f"warning: {event.message}",
     Requested: lambda event: f"{event.verb}: {event.message}",
     Paused: lambda _event: "paused",

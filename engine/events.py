@@ -44,12 +44,15 @@ class Started(Event):
     epochs: int
     steps_per_epoch: int
     images: int
+    """Pictures that are trained on."""
     seed: int
     pid: int
     device: str
     family: str
     trains: tuple[str, ...]
     resumed_from: int | None = None
+    held_out: int = 0
+    """Pictures that are not trained on, but measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +114,17 @@ class Sampled(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validated(Event):
-    """The loss on pictures that are not trained on."""
+    """The loss on pictures that are not trained on, with the same noise every time.
+
+    `by_bucket` holds (width, height, loss), `by_timestep` (first, end, loss) for each band of timesteps.
+    """
 
     kind: ClassVar[str] = "validated"
     loss: float
+    images: int = 0
+    seconds: float = 0.0
+    by_bucket: tuple[tuple[int, int, float], ...] = ()
+    by_timestep: tuple[tuple[int, int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +209,7 @@ def parse_event(line: str | bytes) -> Event | None:
 
 
 def _tupled(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
 def read_events(path: Path) -> list[Event]:

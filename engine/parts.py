@@ -18,12 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from engine.attention import enable_gradient_checkpointing, set_attention
-<<<<<<< HEAD
-from engine.caches import WindowSource, prepare_latents, prepare_text
-from engine.checkpoint import Saveable
-=======
 from engine.caches import WindowSource, loading_threads, prepare_latents, prepare_text
->>>>>>> e55994b (Weigh the loss by masks)
+from engine.checkpoint import Saveable
 from engine.curves import learning_rate_at
 from engine.denoiser import Conditioning, Denoiser
 from engine.diffusion import Schedule, make_schedule
@@ -194,17 +190,7 @@ def prepare(
     set_attention(model.unet, settings.memory, accelerator.device)
     dtype = PRECISIONS[settings.memory.mixed_precision]
     _place_frozen(model, settings, accelerator.device, dtype)
-    latents = prepare_latents(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
-    masks = prepare_masks(
-        plan,
-        cache_dir=cache_dir if settings.memory.cache_latents_to_disk else None,
-        is_cached=latents is not None,
-        workers=loading_threads(settings),
-        tell=tell,
-    )
-    texts = prepare_text(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
-    if latents is not None:
-        model.vae.to("cpu")
+    source = _source(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
     denoiser = _denoiser(settings, model).to(accelerator.device, trained_dtype(settings.memory))
     optimizer = build_optimizer(denoiser.parts(), settings.optimizer)
     ema = Ema(denoiser.parts(), settings.training.ema_decay) if settings.training.use_ema else None
@@ -218,20 +204,38 @@ def prepare(
         optimizer=optimizer,
         updater=make_updater(accelerator, optimizer, settings),
         schedule=schedule,
-        source=WindowSource(
-            settings=settings,
-            plan=plan,
-            tokenizer=model.tokenizer,
-            latents=latents,
-            texts=texts,
-            ranks=ranks,
-            masks=masks,
-        ),
+        source=source,
         prompts=prompts,
         preview=_preview(settings, schedule, accelerator.device, folder),
         dtype=dtype,
         ranks=ranks,
         ema=ema,
+    )
+
+
+def _source(
+    settings: Settings, plan: Plan, model: StableDiffusion, *, cache_dir: Path, tell: Teller, ranks: Ranks
+) -> WindowSource:
+    """Encode what can be encoded once, and return what makes batches of it."""
+    latents = prepare_latents(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
+    masks = prepare_masks(
+        plan,
+        cache_dir=cache_dir if settings.memory.cache_latents_to_disk else None,
+        is_cached=latents is not None,
+        workers=loading_threads(settings),
+        tell=tell,
+    )
+    texts = prepare_text(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
+    if latents is not None:
+        model.vae.to("cpu")
+    return WindowSource(
+        settings=settings,
+        plan=plan,
+        tokenizer=model.tokenizer,
+        latents=latents,
+        texts=texts,
+        ranks=ranks,
+        masks=masks,
     )
 
 

@@ -12,6 +12,7 @@ from engine.dataset.augment import Augmentation, draw_augmentation
 from engine.dataset.buckets import Placement, Placements, centre_crop, place_many
 from engine.dataset.captions import CaptionOptions, process_caption
 from engine.dataset.config import DatasetConfig, Subset, load_dataset_config
+from engine.dataset.held_out import held_out
 from engine.dataset.order import EpochBatches, epoch_batches, expand_repeats
 from engine.dataset.scan import Catalog, scan
 from engine.dataset.walk import PICTURE_SUFFIXES
@@ -77,6 +78,8 @@ class Plan:
     problems: tuple[Problem, ...]
     processes: int = 1
     """Processes that share each step's batches; a step holds gradient_accumulation_steps batches for each of them."""
+    held_out_N: "NDArray[np.bool_]"
+    """Whether each picture is kept from training, to measure the loss on."""
     _epochs: dict[int, EpochBatches] = field(default_factory=dict)
     _masks: dict[Path, dict[str, Path]] = field(default_factory=dict)
 
@@ -84,6 +87,11 @@ class Plan:
     def num_images(self) -> int:
         """Pictures, without their repeats."""
         return len(self.catalog.keys)
+
+    @property
+    def held_out_rows(self) -> tuple[int, ...]:
+        """The pictures that are not trained on."""
+        return tuple(self.held_out_N.nonzero()[0].tolist())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -166,6 +174,19 @@ class Plan:
         rng = python_rng(seed, "caption", epoch, key, repeat)
         options = self.subset_of(row).caption
         return process_caption(self.catalog.captions[row], options, rng, epoch=epoch, step=step, max_steps=self.steps)
+
+    def still_caption(self, row: int) -> str:
+        """Return the caption of a picture that is measured: whole, in its own order, with nothing dropped."""
+        options = replace(
+            self.subset_of(row).caption,
+            shuffle_caption=False,
+            caption_dropout_rate=0.0,
+            caption_dropout_every_n_epochs=0,
+            caption_tag_dropout_rate=0.0,
+            token_warmup_step=0,
+        )
+        rng = python_rng("still", self.catalog.keys[row])
+        return process_caption(self.catalog.captions[row], options, rng, epoch=1, step=0, max_steps=self.steps)
 
     def static_captions(self, options: Sequence[CaptionOptions]) -> list[str]:
         """Return the different captions of all pictures, with options for each subset that draw nothing."""
@@ -257,7 +278,8 @@ def plan_of(settings: Settings, config: DatasetConfig, catalog: Catalog, *, proc
     part_N = np.array(config.part_of_subset, np.int64)[catalog.subsets_N]
     bucket_N = np.zeros(len(part_N), np.int64)
     resized_N2 = np.zeros((len(part_N), 2), np.int32)
-    repeats_N = catalog.repeats_N
+    held_out_N = _held_out(settings, config, catalog, part_N)
+    repeats_N = np.where(held_out_N, 0, catalog.repeats_N)
     buckets: list[Bucket] = []
     for number, part in enumerate(config.datasets):
         rows = np.flatnonzero(part_N == number)
@@ -289,4 +311,22 @@ def plan_of(settings: Settings, config: DatasetConfig, catalog: Catalog, *, proc
         batches_per_epoch=sum(bucket.batches for bucket in buckets),
         problems=(*config.problems, *catalog.problems),
         processes=processes,
+        held_out_N=held_out_N,
     )
+
+
+def _held_out(
+    settings: Settings, config: DatasetConfig, catalog: Catalog, part_N: "NDArray[np.int64]"
+) -> "NDArray[np.bool_]":
+    import numpy as np
+
+    held_out_N = np.zeros(len(part_N), bool)
+    for number, part in enumerate(config.datasets):
+        rows = np.flatnonzero(part_N == number)
+        seed = settings.training.seed if part.validation_seed is None else part.validation_seed
+        held_out_N[rows] = held_out([catalog.keys[row] for row in rows], part.validation_split, seed)
+    if len(held_out_N) and held_out_N.all():
+        raise EngineError(
+            f"validation_split holds out all {len(held_out_N)} pictures, so there is nothing to train on: lower it"
+        )
+    return held_out_N

@@ -59,6 +59,7 @@ def _images(plan: Plan, facts: PlanFacts) -> list[dict[str, Any]]:
                 "tokens": min(count, limit),
                 "truncated_tokens": truncated_tokens(count, length),
                 "repeats": plan.subset_of(row).num_repeats,
+                "held_out": bool(plan.held_out_N[row]),
             }
         )
     return rows
@@ -104,6 +105,9 @@ def print_plan(document: Mapping[str, Any]) -> None:
 def _counts(document: Mapping[str, Any]) -> Iterator[str]:
     images = document["images"]
     yield f"{len(images)} pictures, {document['batches_per_epoch']} batches in an epoch"
+    held_out = sum(image["held_out"] for image in images)
+    if held_out:
+        yield f"{held_out} of them are held out of training and measured"
     yield f"{document['steps']} steps of {document['steps_per_epoch']} in an epoch, {document['epochs']} epochs"
 
 

@@ -121,6 +121,10 @@ class DatasetSettings(Section):
     """Weigh the loss by each picture's alpha channel: what is transparent is not learned."""
     conditioning_data_dir: str | None = Field(None, json_schema_extra=path_hint("folder"))
     """Folder of masks for masked_loss: pictures of the same name and size, whose red channel is the weight."""
+    validation_split: float = Field(0.0, ge=0, lt=1)
+    """Share of the pictures that is held out of training to measure the loss on; 0.05 to 0.1."""
+    validation_seed: int | None = Field(None, ge=0, le=2**63 - 1)
+    """Decides which pictures are held out and the noise they are measured with; left out: seed."""
     background_color: Color = (255, 255, 255)
     """Colour laid under transparent pictures, red,green,blue."""
     max_image_pixels: int = Field(64_000_000, ge=1_000_000, json_schema_extra=unit_hint("px"))
@@ -150,6 +154,12 @@ class TrainingSettings(Section):
     """With several processes: keep gradients in the buffers that are exchanged, one copy less."""
     ddp_static_graph: bool = False
     """With several processes: promise that every step uses the same parameters, which is a little faster."""
+    validate_every_n_steps: int | None = Field(None, ge=1)
+    """Measure the loss on the pictures held out after every n steps."""
+    validate_every_n_epochs: int | None = Field(None, ge=1)
+    """Measure it after every n epochs; with neither setting, after each."""
+    max_validation_steps: int | None = Field(None, ge=1)
+    """Measure it on at most so many batches; left out: on all pictures held out."""
     use_ema: bool = False
     """Keep a running average of the trained weights; samples and saved models use it."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)

@@ -32,7 +32,6 @@ NOT_YET: Mapping[str, str] = {
     "fused_optimizer_groups": "groups of the SDXL trainer (use fused_backward_pass)",
     **dict.fromkeys(["torch_compile", "dynamo_backend"], "compiling the model"),
     "diffusers_xformers": "xformers through diffusers (use xformers)",
-    **dict.fromkeys(["validation_split", "validation_seed", "validate_every_n_steps"], "a validation set"),
     **dict.fromkeys(
         ["save_state", "save_state_on_train_end", "save_last_n_epochs_state", "save_last_n_steps_state", "resume"],
         "resumable states",

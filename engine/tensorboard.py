@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from engine.events import Event, Started, Step
+from engine.events import Event, Started, Step, Validated
 from engine.settings import LoggingSettings
 from engine.space import NotWrittenError, writing
 
@@ -32,13 +32,18 @@ class TensorBoardLog:
         self._steps_per_epoch = 0
 
     def emit(self, event: Event) -> None:
-        """Log one event; only steps leave a trace.
+        """Log one event; only steps and validations leave a trace.
 
         Raises:
             NotWrittenError: The disk refuses it.
         """
         if isinstance(event, Started):
             self._steps_per_epoch = event.steps_per_epoch
+        if isinstance(event, Validated):
+            measured = {"loss/validation": event.loss}
+            measured |= {f"loss/validation/{first}-{end - 1}": loss for first, end, loss in event.by_timestep}
+            with writing(self._path):
+                self._write(event.step, event.time, measured)
         if not isinstance(event, Step):
             return
         scalars = {"loss": event.loss, "lr/unet": event.learning_rate, "grad_norm": event.grad_norm}

@@ -69,6 +69,8 @@ class DatasetPart:
     min_bucket_reso: int = 256
     max_bucket_reso: int = 1024
     bucket_reso_steps: int = 64
+    validation_split: float = 0.0
+    validation_seed: int | None = None
     subsets: tuple[Subset, ...]
 
     @property

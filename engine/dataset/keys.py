@@ -36,15 +36,13 @@ PART_SETTINGS: Mapping[str, str] = {
         name: name
         for name in (
             "resolution", "enable_bucket", "bucket_no_upscale", "bucket_reso_steps", "min_bucket_reso",
-            "max_bucket_reso",
+            "max_bucket_reso", "validation_split", "validation_seed",
         )
     },
 }  # fmt: skip
 
 # Keys of sd-scripts that are refused by name: (value that changes nothing, why, what to do).
 REFUSED: Mapping[str, tuple[Any, str, str]] = {
-    "validation_split": (0, "a validation set is not available yet", "remove it"),
-    "validation_seed": (None, "a validation set is not available yet", "remove it"),
     "custom_attributes": ({}, "data-set plug-ins are not available yet", "remove it"),
     "network_multiplier": (1, "it belongs to LoRA, which this program does not train", "remove it"),
     "is_reg": (False, "regularisation pictures belong to DreamBooth", "train them as pictures of their own"),

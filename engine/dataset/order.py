@@ -56,7 +56,9 @@ def epoch_batches(
     # Integers of 8 or 16 bits are sorted by radix: ten times the speed of a comparison sort, and as stable.
     small_M = bucket_M.astype(np.min_scalar_type(int(bucket_M.max(initial=0))))
     items_M = shuffled_M[np.argsort(small_M[shuffled_M], kind="stable")]
-    counts_K = np.bincount(bucket_M) if len(bucket_M) else np.zeros(0, np.int64)
+    # A bucket may be without items: its pictures are all held out.
+    num_buckets = 0 if isinstance(batch_size, int) else len(batch_size)
+    counts_K = np.bincount(bucket_M, minlength=num_buckets) if len(bucket_M) else np.zeros(0, np.int64)
     sizes_K = np.broadcast_to(np.asarray(batch_size, np.int64), counts_K.shape)
     lengths_B = _batch_lengths(counts_K, sizes_K)
     order_B = rng.permutation(len(lengths_B))

@@ -83,6 +83,8 @@ NEEDS = (
     Need("keep_tokens", _without_file(_takes_apart), "shuffle_caption"),
     Need("keep_tokens_separator", _without_file(_takes_apart), "shuffle_caption"),
     Need("token_warmup_min", _without_file(lambda d: d.token_warmup_step), "token_warmup_step"),
+    *(Need(name, lambda s: bool(s.dataset.dataset_config or s.dataset.validation_split), "validation_split")
+      for name in ("validation_seed", "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")),
     Need("masked_loss", lambda s: bool(s.dataset.dataset_config or s.dataset.conditioning_data_dir),
          "conditioning_data_dir"),
     Need("conditioning_data_dir", lambda s: s.loss.masked_loss, "masked_loss", set_to(masked_loss=True)),
