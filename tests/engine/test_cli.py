@@ -44,6 +44,7 @@ def test_plan_json_is_one_document_with_the_keys_of_the_contract(run_toml, capsy
     assert plan["images"][1] == {
         "key": "1.png", "size": [70, 66], "bucket": [64, 64], "resized": [68, 64], "crop": [2, 0, 66, 64],
         "cut_fraction": pytest.approx(4 / 68), "caption": "a dog", "tokens": 2, "truncated_tokens": 0, "repeats": 1,
+            "held_out": False,
     }  # fmt: skip
     assert plan["buckets"] == [
         {"size": [64, 64], "images": 4, "batches": 2},
