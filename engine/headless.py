@@ -13,7 +13,7 @@ from engine.control import STOP_CODES, Control, detach
 from engine.display import make_display
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
 from engine.events import EventLog, Failed, Warned
-from engine.hardware import share_cores
+from engine.hardware import is_out_of_memory, share_cores
 from engine.librarylog import library_log, quieten
 from engine.plan import make_plan
 from engine.preflight import completed, look_at_files
@@ -210,11 +210,11 @@ def _lost_process(error: Exception, ranks: Ranks) -> str:
 
 
 def _out_of_memory(error: Exception) -> str:
-    if type(error).__name__ != "OutOfMemoryError":
+    if not is_out_of_memory(error):
         return ""
     return (
-        "the graphics card ran out of memory: lower train_batch_size or resolution, set gradient_checkpointing, "
-        "mixed_precision=bf16, cache_latents or optimizer_type=AdamW8bit"
+        "memory ran out, and smaller batches did not help or were not possible: lower train_batch_size or resolution, "
+        "set gradient_checkpointing, mixed_precision=bf16, cache_latents or optimizer_type=AdamW8bit"
     )
 
 

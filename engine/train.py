@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from engine.curves import learning_rate_at
 from engine.diffusion import add_noise, draw_for_batch, target_for
 from engine.errors import EngineError, safe_text
 from engine.events import Step
+from engine.halving import Halver
 from engine.hardware import peak_memory_bytes
 from engine.loading import LoadedBatch, Window
 from engine.losses import loss_per_image
@@ -44,18 +46,19 @@ def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) 
     settings, plan, optimizer, updater = parts.settings, parts.plan, parts.optimizer, parts.updater
     ranks = parts.ranks
     border = Border(parts=parts, tell=tell, control=control)
+    halver = Halver(tell=tell, can_retry=ranks.world == 1 and not updater.is_fused)
     stopped_by, step, began = border.before(first_step), first_step, time.perf_counter()
     with parts.windows(first_step) as windows:
         while step < plan.steps and not stopped_by:
             window, batches = next(windows), plan.window(step)
             wait_seconds = time.perf_counter() - began
-            # Only dropout inside the model draws from the global generator.
-            torch.manual_seed(seed_for(settings.training.seed, "model", step, *ranks.key))
             images = sum(len(batch.rows) for batch in batches)
             rate = set_learning_rates(optimizer, learning_rate_at(step, plan.steps, settings.optimizer))
-            updater.begin(step)
             # Divided by the window's images, not by its batches: buckets leave short batches all the time.
-            results_2B = ranks.gathered(_train_window(parts, window, share=ranks.world / images), batches)
+            attempt, begin = partial(_train_window, parts, share=ranks.world / images), partial(_begin, parts, step)
+            if step == first_step + 1 and parts.is_on_card:
+                halver.try_largest(plan, parts.source.load_batch, attempt, begin=begin)
+            results_2B = ranks.gathered(halver.run(window, attempt, begin=begin), batches)
             # The step's one wait for the device: losses, timesteps and norm come back together.
             *numbers, grad_norm = torch.cat([results_2B.flatten(), updater.clip().to(results_2B).reshape(1)]).tolist()
             losses, timesteps = numbers[:images], [int(number) for number in numbers[images:]]
@@ -86,6 +89,13 @@ def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) 
             began = time.perf_counter()
     border.end(step, stopped_by)
     return Ending(step=step, stopped_by=stopped_by)
+
+
+def _begin(parts: Parts, step: int) -> None:
+    """Start a step, perhaps anew: no gradients, and what it draws from the global generator, dropout, is its own."""
+    parts.optimizer.zero_grad(set_to_none=True)
+    torch.manual_seed(seed_for(parts.settings.training.seed, "model", step, *parts.ranks.key))
+    parts.updater.begin(step)
 
 
 def _train_window(parts: Parts, window: Window, *, share: float) -> Tensor:
