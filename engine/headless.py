@@ -88,7 +88,7 @@ def run_engine(
         tell = Teller([])
         folder = RunFolder.create(path)
         stack.callback(lambda: None if tell.has_started else folder.discard(made, keeps_log=keeps_log))
-        stack.enter_context(folder.locked())
+        notice = stack.enter_context(folder.locked())
         folder.refuse_run()  # Another engine may have come and gone since.
         folder.clear()
         control = make_control(folder)
@@ -101,6 +101,8 @@ def run_engine(
         tell.listeners += [*own, control, *listeners]
         for log in (tell.log, *own):
             stack.callback(log.close)
+        if notice:
+            tell.warn("lock", notice)
         stack.enter_context(library_log(folder.log_path, takes_output=is_alone))
         return _guarded(loaded, problems, folder=folder, control=control, tell=tell, ranks=ranks)
 
