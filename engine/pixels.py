@@ -121,6 +121,19 @@ def load_pixels(job: PixelJob) -> Pixels:
     return Pixels(pixels_HWC=_finish(pixels, job), content=content_hash(data))
 
 
+def load_whole(path: Path, *, max_pixels: int = MAX_PIXELS) -> Array:
+    """Return all pixels of a picture, upright, (height, width, RGB), alpha laid on white; no decoder shrinks it.
+
+    Raises:
+        EngineError: It is missing, damaged, too large, or of another format.
+    """
+    job = PixelJob(path=path, resized=(1, 1), crop=(0, 0, 1, 1), interpolation="lanczos", max_pixels=max_pixels)
+    try:
+        return _decode(_read(path), job)
+    except _DECODER_ERRORS as error:
+        raise EngineError(f"{_shown(job)}: {_reason(error)}; replace it or take it out of the data set") from error
+
+
 def load_many(jobs: Iterable[PixelJob], *, workers: int, ahead: int) -> Generator[Pixels, None, None]:
     """Yield the pixels of each job, in order, while threads decode up to `ahead` further ones.
 

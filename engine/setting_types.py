@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 SavePrecision = Literal["float", "fp16", "bf16"]
+CaptionerName = Literal["blip", "wd14", "deepdanbooru"]
 SaveFormat = Literal["ckpt", "safetensors", "diffusers", "diffusers_safetensors"]
 OptimizerName = Literal[
     "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit", "PagedLion8bit",

@@ -115,6 +115,7 @@ def test_every_setting_has_help_that_is_a_sentence():
         ("HuberSchedule", "engine.losses", "HUBER_SCHEDULES"),
         ("SamplerName", "engine.samplers", "SAMPLERS"),
         ("MixedPrecision", "engine.parts", "PRECISIONS"),
+        ("CaptionerName", "engine.captioning.captioners", "CAPTIONERS"),
     ],
 )
 def test_every_choice_has_its_function(literal, module, table):

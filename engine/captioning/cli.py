@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from engine.captioning import caption_cli
 from engine.captioning.cleaning import CLASSIC, TABLES, make_cleaner
 from engine.captioning.journal import Change, Journal, undo
 from engine.captioning.metadata import EXTENSIONS, MergeOptions, Metadata, TextField, merge, picture_names
@@ -42,6 +43,7 @@ def register(add_verb: Add) -> None:
         sub.set_defaults(verb=verb)
         return sub
 
+    caption_cli.register(add)
     _add_merge(add)
     _add_clean(add)
     _add_edit(add)

@@ -62,10 +62,14 @@ class Journal:
         self.label = label
         self.done: dict[str, dict[str, Any]] = {}
         """Files that the interrupted change has seen to, by path."""
+        self.notes: dict[str, dict[str, Any]] = {}
+        """What the interrupted change has noted, by key."""
         folder = journal_folder(root)
         self._file = (_interrupted(folder, identity) if identity else None) or _new_file(folder)
         if self._file.exists():
-            self.done = {row["path"]: row for row in _rows(self._file) if "path" in row}
+            rows = list(_rows(self._file))
+            self.done = {row["path"]: row for row in rows if "path" in row}
+            self.notes = {row["key"]: row for row in rows if "key" in row}
             _drop_torn_line(self._file)
             _drop_partial_files({Path(path).parent for path in self.done})
         header = {"label": label, "root": str(root), "identity": identity, "time": time.time()}
@@ -74,7 +78,7 @@ class Journal:
             self._stream = self._file.open("a", encoding="utf-8")
         except OSError as error:
             raise EngineError(_cannot(self._file, error)) from error
-        if not self.done:
+        if not self.done and not self.notes:
             self._append([header])
 
     @property

@@ -151,13 +151,16 @@ class MetadataTexts:
     root: Path
     """The file."""
     field: TextField = "tags"
+    may_be_new: bool = False
+    """A file that is not there yet is an empty one."""
     _data: Metadata | None = None
 
     @property
     def data(self) -> Metadata:
         """The file's entries."""
         if self._data is None:
-            self._data = load_metadata(self.root)
+            is_new = self.may_be_new and not self.root.exists()
+            self._data = {} if is_new else load_metadata(self.root)
         return self._data
 
     def keys(self) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """Fetching a model from the Hugging Face hub: only the files that are needed, safetensors only, and clear refusals."""
 
+import hashlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -45,7 +46,25 @@ def find_model(source: str, progress: Progress | None = None, *, is_vae: bool = 
 
 
 def download(source: str, api: "HfApi", progress: Progress | None = None, *, is_vae: bool = False) -> Path:
-    """Download `owner/name` or `owner/name:revision` into the hub's cache and return its folder.
+    """Download the model `owner/name` or `owner/name:revision` into the hub's cache and return its folder.
+
+    Raises:
+        EngineError: The cause, and how to place the files by hand.
+    """
+    return download_files(source, api, lambda names: _needed(source, names, is_vae=is_vae), progress)
+
+
+def download_files(
+    source: str,
+    api: "HfApi",
+    choose: Callable[[Sequence[str]], Sequence[str]],
+    progress: Progress | None = None,
+    *,
+    is_checked: bool = False,
+) -> Path:
+    """Download the chosen files of one commit into the hub's cache and return their folder.
+
+    `is_checked` compares each with the hash that the hub lists, which reads it whole every time.
 
     Files that are there already are not fetched again, and one that broke off is resumed.
 
@@ -59,15 +78,33 @@ def download(source: str, api: "HfApi", progress: Progress | None = None, *, is_
     try:
         if is_offline_mode():
             return _cached(repo, revision)
-        siblings = api.model_info(repo, revision=revision or None).siblings or []
-        names = _needed(source, [sibling.rfilename for sibling in siblings], is_vae=is_vae)
+        info = api.model_info(repo, revision=revision or None, files_metadata=True)
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        names = choose(list(siblings))
         for number, name in enumerate(names, start=1):
             if progress:
                 progress(name, number, len(names))
-            local = Path(api.hf_hub_download(repo, name, revision=revision or None))
+            # The commit that was listed, so that an upload meanwhile can't mix two versions.
+            local = Path(api.hf_hub_download(repo, name, revision=getattr(info, "sha", None) or revision or None))
+            if is_checked:
+                _check_hash(source, local, getattr(siblings[name], "lfs", None))
         return local.parents[len(Path(name).parts) - 1]
     except (_transport_error(), HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         _refuse(source, error)
+
+
+def _check_hash(source: str, local: Path, lfs: object) -> None:
+    """Compare a large file with the sha256 that the hub states; small ones have none."""
+    expected = getattr(lfs, "sha256", None)
+    if not expected:
+        return
+    with local.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise EngineError(
+            f"{safe_text(source)}: {safe_text(local.name)} is not what the hub lists (sha256 {found[:12]}... instead of"
+            f" {expected[:12]}...); delete {safe_text(str(local))} and fetch it again"
+        )
 
 
 def _transport_error() -> type[Exception]:
