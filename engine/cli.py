@@ -132,7 +132,12 @@ def _train(parsed: argparse.Namespace) -> int:
 def _fine_tune(parsed: argparse.Namespace) -> int:
     parser = argparse.ArgumentParser(prog="python -m engine fine_tune", allow_abbrev=False)
     flags.add_setting_flags(parser)
-    return run_training(flags.settings_from_flags(parser, parsed.words), is_classic=True)
+    target = flags.config_to_write(parser, parsed.words)
+    loaded = flags.settings_from_flags(parser, parsed.words, reads_config=target is None)
+    if target is None:
+        return run_training(loaded, is_classic=True)
+    flags.write_config(loaded.settings, target)
+    return _complain(f"wrote {safe_text(str(target))}; nothing is trained", code=DONE)
 
 
 def run_training(loaded: LoadedSettings, *, is_classic: bool = False) -> int:

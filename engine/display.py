@@ -4,9 +4,10 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO, get_args
 
-from engine.errors import safe_text
+from engine.errors import EngineError, safe_text
 from engine.events import (
     Continued,
     Event,
@@ -23,6 +24,8 @@ from engine.events import (
     Validated,
     Warned,
 )
+from engine.setting_types import LogLevel
+from engine.settings import LoggingSettings
 
 PLAIN_SECONDS = 10.0  # Without a terminal one line this often, so that a log of a long run stays readable.
 STAGES = {
@@ -121,9 +124,10 @@ def step_line(step: Step, total: int, rate: Rate) -> str:
 class PlainDisplay:
     """Plain lines on stderr."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, file: TextIO | None = None) -> None:
         self._clock = clock
-        self._file = sys.stderr  # Of the person; what libraries print is redirected later.
+        self._owned = file
+        self._file = file or sys.stderr  # Of the person; what libraries print is redirected later.
         self._rate = Rate()
         self._total = 0
         self._next = 0.0
@@ -143,7 +147,9 @@ class PlainDisplay:
             self._write(line)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Close the file that was handed over, if one was."""
+        if self._owned is not None:
+            self._owned.close()
 
     def _due(self, *, is_last: bool) -> bool:
         now = self._clock()
@@ -207,9 +213,44 @@ class LiveDisplay:
         )
 
 
-def make_display() -> PlainDisplay | LiveDisplay:
-    """Return a live display on a terminal that can show one, plain lines elsewhere."""
+# Levels of the events that are shown; all others are INFO.
+_LEVELS: dict[type[Event], LogLevel] = {Warned: "WARNING", Interrupted: "WARNING", Failed: "ERROR"}
+
+
+class FilteredDisplay:
+    """Shows events from a level on, as plain lines."""
+
+    def __init__(self, display: PlainDisplay, level: LogLevel) -> None:
+        self._display = display
+        self._shown = get_args(LogLevel)[get_args(LogLevel).index(level) :]
+
+    def emit(self, event: Event) -> None:
+        """Show one event if it is grave enough."""
+        if _LEVELS.get(type(event), "INFO") in self._shown:
+            self._display.emit(event)
+
+    def close(self) -> None:
+        """Close what it shows on."""
+        self._display.close()
+
+
+def make_display(logging: LoggingSettings) -> PlainDisplay | LiveDisplay | FilteredDisplay:
+    """Return a live display on a terminal that can show one, plain lines elsewhere or where fewer are wanted.
+
+    Raises:
+        EngineError: console_log_file can't be written.
+    """
     import os
+
+    if logging.console_log_file is not None:
+        try:
+            file = Path(logging.console_log_file).open("a", encoding="utf-8")  # noqa: SIM115 - closed by the display
+        except OSError as error:
+            shown = safe_text(logging.console_log_file)
+            raise EngineError(f"console_log_file = {shown} can't be written: {error.strerror or error}") from error
+        return FilteredDisplay(PlainDisplay(file=file), logging.console_log_level)
+    if logging.console_log_level not in ("DEBUG", "INFO"):
+        return FilteredDisplay(PlainDisplay(), logging.console_log_level)
 
     is_terminal = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
     return LiveDisplay() if is_terminal else PlainDisplay()

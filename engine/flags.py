@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from engine.errors import Problem, ProblemsError, safe_text
-from engine.settings import SECTIONS, Section
+from engine.errors import EngineError, Problem, ProblemsError, safe_text
+from engine.settings import SECTIONS, Section, Settings
 from engine.settings_io import (
     NOT_YET,
+    REFUSED,
     SHORTHANDS,
     WITHOUT_EFFECT,
     Given,
     LoadedSettings,
     build,
     givens_from_toml,
+    run_toml,
 )
 from engine.toml import nearest
 
@@ -29,7 +31,8 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         for key in section.model_fields:
             _add_flag(group, key, section)
     # Known to the parser so that `settings_io` can answer each by name; hidden, since they do nothing.
-    for key in (*SHORTHANDS, *WITHOUT_EFFECT, *NOT_YET):
+    parser.add_argument("--output_config", nargs="?", const="true", help="Write the flags into --config_file and end.")
+    for key in (*SHORTHANDS, *WITHOUT_EFFECT, *NOT_YET, *REFUSED):
         parser.add_argument(f"--{key}", nargs="*", help=argparse.SUPPRESS)
 
 
@@ -45,7 +48,39 @@ def _add_flag(group: "argparse._ArgumentGroup", key: str, section: type[Section]
         group.add_argument(f"--{key}", metavar="VALUE", help=text + default)
 
 
-def settings_from_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> LoadedSettings:
+def config_to_write(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Path | None:
+    """Return the file that `--output_config` asks to write the flags into, None if it doesn't.
+
+    Raises:
+        EngineError: No `--config_file` names it, or it is there already.
+    """
+    parsed, _ = parser.parse_known_args(list(arguments))
+    if parsed.output_config in (None, "false"):
+        return None
+    if not parsed.config_file:
+        raise EngineError("--output_config writes into --config_file, and none is given: add --config_file run.toml")
+    target = Path(parsed.config_file)
+    target = target if target.suffix == ".toml" else target.with_name(f"{target.name}.toml")
+    if target.exists():
+        raise EngineError(f"--output_config: {safe_text(str(target))} is there already; name another --config_file")
+    return target
+
+
+def write_config(settings: Settings, target: Path) -> None:
+    """Write every setting that differs from its default into a new file.
+
+    Raises:
+        EngineError: It can't be written.
+    """
+    try:
+        target.write_text(run_toml(settings, folder=target.resolve().parent), encoding="utf-8")
+    except OSError as error:
+        raise EngineError(f"{safe_text(str(target))} can't be written: {error.strerror or error}") from error
+
+
+def settings_from_flags(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], *, reads_config: bool = True
+) -> LoadedSettings:
     """Return the settings of a classic command line, `--config_file` first and flags on top.
 
     Raises:
@@ -55,11 +90,13 @@ def settings_from_flags(parser: argparse.ArgumentParser, arguments: Sequence[str
     parsed, unknown = parser.parse_known_args(list(arguments))
     given = {name: value for name, value in vars(parsed).items() if value is not None}
     config_file = given.pop("config_file", None)
-    givens = givens_from_toml(Path(config_file)) if config_file else []
+    given.pop("output_config", None)
+    givens = givens_from_toml(Path(config_file)) if config_file and reads_config else []
     known = {key for section in SECTIONS.values() for key in section.model_fields} | {
         *SHORTHANDS,
         *WITHOUT_EFFECT,
         *NOT_YET,
+        *REFUSED,
     }
     givens += [_given(name, value) for name, value in given.items() if name in known]
     refused = [_unknown_flag(flag, known) for flag in unknown if flag.startswith("--")]

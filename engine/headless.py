@@ -25,12 +25,11 @@ from engine.rules.plan import PlanSubject
 from engine.rules.rule import applied
 from engine.run import RunFolder, cache_dir, missing_folders
 from engine.runfiles import write_run_files
-from engine.settings import LoggingSettings
 from engine.settings_io import LoadedSettings
 from engine.space import find_space_problems
 from engine.speed import SpeedLog, device_name, key_of
 from engine.telling import Listener, Teller
-from engine.tensorboard import TensorBoardLog
+from engine.tracking import trackers
 
 _log = logging.getLogger(__name__)
 DONE, FAILED = 0, 1
@@ -46,7 +45,7 @@ def train_headless(loaded: LoadedSettings, listeners: Sequence[Listener] = (), *
     ranks = Ranks.here()
     if not ranks.is_main:
         return follow_main(loaded, ranks)
-    display = make_display()
+    display = make_display(loaded.settings.logging)
     try:
         return run_engine(loaded, listeners=[display, *listeners], is_alone=True, keeps_log=keeps_log, ranks=ranks)
     finally:
@@ -96,7 +95,7 @@ def run_engine(
             stack.enter_context(control.signals())
         key = key_of(loaded.settings, files.info, device_name(ranks.world))
         speed = SpeedLog(cache_dir=cache_dir_for(loaded), key=key)
-        own: list[Listener] = [speed, *_boards(loaded.settings.logging)]
+        own: list[Listener] = [speed, *trackers(loaded.settings, folder, tell.warn)]
         tell.log = EventLog(folder.path)
         tell.listeners += [*own, control, *listeners]
         for log in (tell.log, *own):
@@ -122,10 +121,6 @@ def follow_main(loaded: LoadedSettings, ranks: Ranks) -> int:
             return _prepare_and_train(loaded, (), folder=folder, control=control, tell=Teller([control]), ranks=ranks)
     except EngineError as error:
         raise EngineError(f"process {ranks.rank}: {error}") from error
-
-
-def _boards(logging_settings: LoggingSettings) -> list[TensorBoardLog]:
-    return [TensorBoardLog(logging_settings)] if logging_settings.logging_dir else []
 
 
 def _guarded(

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from engine.attention import enable_gradient_checkpointing, set_attention
 from engine.caches import WindowSource, loading_threads, prepare_latents, prepare_text
 from engine.checkpoint import Saveable
+from engine.compiling import compile_unet
 from engine.curves import learning_rate_at
 from engine.denoiser import Conditioning, Denoiser
 from engine.diffusion import Schedule, make_schedule
@@ -199,6 +200,7 @@ def prepare(
     denoiser = _denoiser(settings, model).to(accelerator.device, trained_dtype(settings.memory))
     optimizer = build_optimizer(denoiser.parts(), settings.optimizer)
     ema = Ema(denoiser.parts(), settings.training.ema_decay) if settings.training.use_ema else None
+    compile_unet(model.unet, settings.memory, buckets=len(plan.buckets), device=accelerator.device)
     prepared, optimizer = accelerator.prepare(denoiser, optimizer)
     return Parts(
         settings=settings,

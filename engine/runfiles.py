@@ -51,8 +51,10 @@ def _subset_values(subset: Subset, folder: Path) -> dict[str, Any]:
         own["metadata_file"] = _relative(subset.metadata_file, folder)
     if subset.resize_interpolation is not None:
         own["resize_interpolation"] = subset.resize_interpolation
+    if subset.conditioning_data_dir is not None:
+        own["conditioning_data_dir"] = _relative(subset.conditioning_data_dir, folder)
     # Keys that sd-scripts' fine-tuning does not know stand only where they say something.
-    for name in ("caption_extension", "recursive"):
+    for name in ("caption_extension", "recursive", "alpha_mask"):
         if getattr(subset, name) != _SUBSET_DEFAULTS[name]:
             own[name] = getattr(subset, name)
     captions = {

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from engine.settings import SECTIONS, Settings
-from engine.settings_io import NOT_YET, SHORTHANDS, WITHOUT_EFFECT
+from engine.settings_io import NOT_YET, REFUSED, SHORTHANDS, WITHOUT_EFFECT
 
 
 def run_json_schema() -> dict[str, Any]:
@@ -42,7 +42,9 @@ def settings_markdown() -> str:
     lines += ["", "## Accepted, without effect", "", "| flag | because |", "|---|---|"]
     lines += [f"| `{flag}` | {reason} |" for flag, reason in WITHOUT_EFFECT.items()]
     lines += ["", "## Known, refused by name until they are there", "", "| flag | for |", "|---|---|"]
-    lines += [f"| `{flag}` | {reason.rstrip(';')} |" for flag, reason in NOT_YET.items()]
+    lines += [f"| `{flag}` | {reason} |" for flag, reason in NOT_YET.items()]
+    lines += ["", "## Refused by name", "", "| flag | because |", "|---|---|"]
+    lines += [f"| `{flag}` | {reason} |" for flag, reason in REFUSED.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -25,6 +25,9 @@ SamplerName = Literal[
     "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
     "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a",
 ]  # fmt: skip
+TrackerName = Literal["tensorboard", "wandb", "all"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+CompilerName = Literal["eager", "aot_eager", "inductor", "cudagraphs"]
 Interpolation = Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"]
 
 
@@ -113,6 +116,11 @@ PathKind = Literal["model", "file", "folder", "output"]
 def path_hint(kind: PathKind) -> dict[str, Any]:
     """Mark a setting as a path, so that forms complete it and run.toml keeps it relative."""
     return {"path": kind}
+
+
+def secret_hint() -> dict[str, Any]:
+    """Mark a setting that is never written anywhere: a password or key."""
+    return {"secret": True}
 
 
 def unit_hint(unit: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from engine.docstrings import describe_fields
 from engine.setting_types import (
     AdafactorCurve,
     Color,
+    CompilerName,
     CurveName,
     DottedName,
     HuberSchedule,
@@ -29,11 +30,12 @@ from engine.setting_types import (
     spelled,
     unit_hint,
 )
-from engine.settings_output import LoggingSettings, SamplingSettings, SavingSettings
+from engine.settings_output import HubSettings, LoggingSettings, SamplingSettings, SavingSettings
 
 __all__ = [
-    "SECTIONS", "SECTION_OF", "DatasetSettings", "LoggingSettings", "LossSettings", "MemorySettings", "ModelSettings",
-    "OptimizerSettings", "SamplingSettings", "SavingSettings", "Section", "Settings", "TrainingSettings",
+    "SECTIONS", "SECTION_OF", "DatasetSettings", "HubSettings", "LoggingSettings", "LossSettings", "MemorySettings",
+    "ModelSettings", "OptimizerSettings", "SamplingSettings", "SavingSettings", "Section", "Settings",
+    "TrainingSettings",
 ]  # fmt: skip
 
 
@@ -255,6 +257,10 @@ class MemorySettings(Section):
     """Keep the trained weights themselves in bf16, updates rounded at random; needs mixed_precision=bf16."""
     fused_backward_pass: bool = False
     """Update each tensor as soon as its gradient is there; gradients are never held, and clipped one by one."""
+    torch_compile: bool = False
+    """Compile the UNet for each shape it meets: minutes at first, faster steps afterwards."""
+    dynamo_backend: CompilerName = "inductor"
+    """What compiles: inductor generates code, cudagraphs replays, aot_eager and eager check only that it works."""
     sdpa: bool = False
     """Torch's fused attention; it is used anyway unless another kind is chosen."""
     xformers: bool = False
@@ -287,6 +293,7 @@ class Settings(Section):
     saving: SavingSettings = Field(default_factory=SavingSettings)
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
+    hub: HubSettings = Field(default_factory=HubSettings)
 
     def flat(self) -> dict[str, Any]:
         """Return every setting by its name, as Python values."""

@@ -28,35 +28,28 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 
 # Established flags that are known but not implemented: refused by name rather than ignored.
 NOT_YET: Mapping[str, str] = {
-    "fp8_base": "weights in 8 bits, which have too few digits to be trained",
-    "fused_optimizer_groups": "groups of the SDXL trainer (use fused_backward_pass)",
-    **dict.fromkeys(["torch_compile", "dynamo_backend"], "compiling the model"),
-    "diffusers_xformers": "xformers through diffusers (use xformers)",
     **dict.fromkeys(
         ["save_state", "save_state_on_train_end", "save_last_n_epochs_state", "save_last_n_steps_state", "resume"],
         "resumable states",
     ),
-    **dict.fromkeys(
-        ["huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_token"],
-        "uploading to a hub",
-    ),
-    **dict.fromkeys(
-        ["huggingface_repo_visibility", "save_state_to_huggingface", "resume_from_huggingface", "async_upload"],
-        "uploading to a hub",
-    ),
-    **dict.fromkeys(["wandb_api_key", "wandb_run_name", "log_with", "log_tracker_config", "log_config"], "wandb"),
-    **dict.fromkeys(["console_log_level", "console_log_file"], "console log levels"),
+    **dict.fromkeys(["save_state_to_huggingface", "resume_from_huggingface"], "states on a hub"),
+}
+
+# Established flags that will not come: refused by name, with what to do instead.
+REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         ["deepspeed", "zero_stage", "offload_optimizer_device", "offload_optimizer_nvme_path", "offload_param_device"],
-        "given to the launcher instead: accelerate launch --use_deepspeed, see docs/several-gpus.md;",
+        "it is given to the launcher: accelerate launch --use_deepspeed, see docs/several-gpus.md",
     ),
     **dict.fromkeys(
         ["offload_param_nvme_path", "zero3_init_flag", "zero3_save_16bit_model", "fp16_master_weights_and_gradients"],
-        "given to the launcher instead: accelerate launch --use_deepspeed, see docs/several-gpus.md;",
+        "it is given to the launcher: accelerate launch --use_deepspeed, see docs/several-gpus.md",
     ),
-    **dict.fromkeys(["dataset_class", "debug_dataset"], "data-set plug-ins"),
-    "output_config": "writing the flags as a file",
-    **dict.fromkeys(["network_module", "network_dim", "network_alpha"], "LoRA, which this program does not train;"),
+    "fp8_base": "8 bits have too few digits to be trained; full_bf16 and optimizer_type=AdamW8bit save memory",
+    "fused_optimizer_groups": "it belongs to the trainer of SDXL; fused_backward_pass does more",
+    "dataset_class": "it would run the code of a data set's author; folders and metadata files are read",
+    "debug_dataset": "`sdtui plan RUN.toml` says what becomes of every picture",
+    **dict.fromkeys(["network_module", "network_dim", "network_alpha"], "LoRA is not trained by this program"),
 }
 
 # Older spellings: flag -> (setting, value when the flag is true).
@@ -64,6 +57,7 @@ SHORTHANDS: Mapping[str, tuple[str, str]] = {
     "use_8bit_adam": ("optimizer_type", "AdamW8bit"),
     "use_lion_optimizer": ("optimizer_type", "Lion"),
     "use_safetensors": ("save_model_as", "safetensors"),
+    "diffusers_xformers": ("xformers", "true"),
 }
 
 
@@ -184,15 +178,19 @@ def _expand(given: Given) -> tuple[Given | None, list[Problem]]:
     if name in WITHOUT_EFFECT:
         note = f"{name} has no effect: {WITHOUT_EFFECT[name]}"
         return None, [Problem(code="no-effect", severity="info", where=where, message=note, fix=f"remove {name}")]
-    if name in NOT_YET:
-        if is_off:
-            return None, []
-        message = f"{name} is not available yet ({NOT_YET[name].rstrip(';')})"
-        return None, [Problem(code="not-yet", severity="error", where=where, message=message, fix=f"remove {name}")]
+    if name in NOT_YET or name in REFUSED:
+        return None, [] if is_off else [_refusal(name, where)]
     shown = safe_text(name)
     hint = nearest(name, [*SECTION_OF, *SHORTHANDS])
     message = f"{shown} is not a setting{hint}"
     return None, [Problem(code="unknown-key", severity="error", where=where, message=message)]
+
+
+def _refusal(name: str, where: str) -> Problem:
+    code, message = "refused", f"{name} is refused: {REFUSED.get(name)}"
+    if name in NOT_YET:
+        code, message = "not-yet", f"{name} is not available yet ({NOT_YET[name]})"
+    return Problem(code=code, severity="error", where=where, message=message, fix=f"remove {name}")
 
 
 def _check(given: Given) -> tuple[Any, list[Problem]]:
@@ -232,6 +230,12 @@ def path_kind(name: str) -> PathKind | None:
     return extra.get("path") if isinstance(extra, dict) else None  # type: ignore[return-value]
 
 
+def is_secret(name: str) -> bool:
+    """Tell whether a setting is a password or key, which is written to no file."""
+    extra = _field(name).json_schema_extra
+    return isinstance(extra, dict) and extra.get("secret") is True
+
+
 def _resolve_path(given: Given, value: Any) -> Any:
     kind = path_kind(given.name)
     if kind is None or not isinstance(value, str) or not value:
@@ -247,7 +251,7 @@ def _resolve_path(given: Given, value: Any) -> Any:
 def run_toml(settings: Settings, *, folder: Path, existing: str = "", is_complete: bool = False) -> str:
     """Return run.toml for settings, paths relative to `folder`.
 
-    It holds every key that differs from its default or, if `is_complete`, every key that has a value.
+    It holds every setting that differs from its default or, if `is_complete`, has a value; no password or key.
     With the text of an existing file, its comments, order and spelling are kept.
     """
     sections: dict[str, dict[str, Any]] = {}
@@ -258,7 +262,7 @@ def run_toml(settings: Settings, *, folder: Path, existing: str = "", is_complet
         kept = present.get(section, {})
         sections[section] = {
             name: _written(name, written[name], folder)
-            if is_complete or name in kept or getattr(current, name) != field.default
+            if not is_secret(name) and (is_complete or name in kept or getattr(current, name) != field.default)
             else None
             for name, field in cls.model_fields.items()
         }

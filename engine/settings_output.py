@@ -1,8 +1,19 @@
 """What a run leaves behind: sections of the settings about models, samples and logs. Torch-free."""
 
+from typing import Literal
+
 from pydantic import Field
 
-from engine.setting_types import SamplerName, SaveFormat, SavePrecision, Section, path_hint
+from engine.setting_types import (
+    LogLevel,
+    SamplerName,
+    SaveFormat,
+    SavePrecision,
+    Section,
+    TrackerName,
+    path_hint,
+    secret_hint,
+)
 
 
 class SavingSettings(Section):
@@ -74,3 +85,34 @@ class LoggingSettings(Section):
     """Prefix of the log's folder name."""
     log_tracker_name: str = Field("finetuning", min_length=1, max_length=100)
     """Name of the tracker inside the log folder."""
+    log_with: TrackerName | None = None
+    """Where to log: tensorboard, wandb or all; left out: TensorBoard if there is a logging_dir."""
+    wandb_run_name: str | None = Field(None, max_length=128)
+    """Name of the run at Weights & Biases; left out: theirs."""
+    wandb_api_key: str | None = Field(None, json_schema_extra=secret_hint())
+    """Key of Weights & Biases, never written to a file; WANDB_API_KEY in the environment does as well."""
+    log_tracker_config: str | None = Field(None, json_schema_extra=path_hint("file"))
+    """TOML whose table [wandb] holds further arguments of wandb.init."""
+    log_config: bool = False
+    """Send the settings too, without paths and keys."""
+    console_log_level: LogLevel = "INFO"
+    """Show events from this level on: WARNING shows no steps and saves, ERROR only what ends the run."""
+    console_log_file: str | None = Field(None, json_schema_extra=path_hint("file"))
+    """Write what a headless run shows into this file instead of the terminal."""
+
+
+class HubSettings(Section):
+    """Sending saved models to a hub; off while no repository is named."""
+
+    huggingface_repo_id: str | None = Field(None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
+    """Repository for saved models, such as name/model; it is made if need be. Left out: nothing is sent."""
+    huggingface_repo_type: Literal["model", "dataset"] = "model"
+    """Kind of the repository."""
+    huggingface_path_in_repo: str | None = Field(None, max_length=500)
+    """Folder in the repository; left out: its root."""
+    huggingface_token: str | None = Field(None, json_schema_extra=secret_hint())
+    """Access token, never written to a file; HF_TOKEN in the environment or `hf auth login` do as well."""
+    huggingface_repo_visibility: Literal["public", "private"] = "private"
+    """Whether a new repository can be seen by everybody."""
+    async_upload: bool = False
+    """Go on training while a model is sent."""

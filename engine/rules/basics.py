@@ -140,6 +140,26 @@ def packages(settings: Settings) -> Iterator[Finding]:
         )
 
 
+@rule("log-with", "error", why="TensorBoard's files need a place.", source="sd-scripts library/train_util.py")
+def log_with(settings: Settings) -> Iterator[Finding]:
+    """TensorBoard is asked for, but no folder for its files is named."""
+    chosen = settings.logging
+    if chosen.log_with in ("tensorboard", "all") and not chosen.logging_dir:
+        message = f"log_with={chosen.log_with} needs logging_dir, a folder for TensorBoard's files"
+        yield Finding(setting="logging_dir", message=message, fix="set logging_dir", values=to_default("log_with"))
+
+
+@rule("wandb-missing", "error", why="It is an extra of this program.", source="pyproject.toml, extras")
+def wandb_missing(settings: Settings) -> Iterator[Finding]:
+    """Weights & Biases is asked for on a machine that does not have it."""
+    if settings.logging.log_with in ("wandb", "all") and importlib.util.find_spec("wandb") is None:
+        message = "wandb is not installed on this machine"
+        yield Finding(
+            setting="log_with", message=message, fix="pip install 'sdtui[wandb]'", values=to_default("log_with")
+        )
+
+
 RULES = (
+    log_with, wandb_missing,
     no_model, no_output, no_pictures_named, output_name, two_data_sets, no_prompts, idle_prompts, epochs_win, packages,
 )  # fmt: skip

@@ -324,7 +324,7 @@ CLASSIC = ["--resolution=64", "--max_train_steps=2", "--enable_bucket", "--min_b
         (["--pretrained_model_name_or_path=none.safetensors"], "none.safetensors"),
         (["--learning_rat=1"], "did you mean 'learning_rate'"),
         (["--train_batch_size=two"], "train_batch_size = 'two'"),
-        (["--fp8_base"], "fp8_base is not available yet"),
+        (["--fp8_base"], "fp8_base is refused"),
         (["stray"], "stray belongs to no flag"),
         (["--in_json=none.json"], "none.json"),
         (["--color_aug"], "color_aug"),

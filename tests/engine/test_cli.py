@@ -233,3 +233,23 @@ def test_a_classic_v2_flag_is_read_as_sd_scripts_reads_it(tmp_path, capsys):
     assert code == 2
     assert "read as a model that predicts noise" in shown
     assert "v2 = true" in shown
+
+
+def test_output_config_writes_the_flags_and_trains_nothing(tmp_path, capsys):
+    """As a file that `train` and --config_file read, without keys; never over another file."""
+    target = tmp_path / "written.toml"
+    words = ["fine_tune", f"--config_file={tmp_path / 'written'}", "--output_config", "--learning_rate=3e-6",
+             "--wandb_api_key=secret", "--use_8bit_adam", "--output_dir", str(tmp_path / "out")]  # fmt: skip
+
+    assert main(words) == 0
+
+    settings = load_run(target).settings
+    assert (settings.optimizer.learning_rate, settings.optimizer.optimizer_type) == (3e-6, "AdamW8bit")
+    assert settings.saving.output_dir == str(tmp_path / "out")
+    assert "secret" not in target.read_text()
+    assert not (tmp_path / "out").exists()
+    assert main(words) == 2
+    assert main(["fine_tune", "--output_config"]) == 2
+    told = capsys.readouterr().err
+    assert "is there already; name another --config_file" in told
+    assert "add --config_file run.toml" in told

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from engine.display import LiveDisplay, PlainDisplay, Rate, describe, duration, make_display, size, step_line
+from engine.errors import EngineError
 from engine.events import (
     Continued,
     Failed,
@@ -21,6 +22,7 @@ from engine.events import (
     Step,
     Warned,
 )
+from engine.settings import LoggingSettings
 
 STARTED = Started(
     name="last", steps=100, epochs=2, steps_per_epoch=50, images=7, seed=1, pid=1, device="cpu", family="sd1",
@@ -116,7 +118,7 @@ def test_a_terminal_gets_a_bar_that_leaves_it_as_it_was(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm-256color")
-    display = make_display()
+    display = make_display(LoggingSettings())
     monkeypatch.setattr(sys, "stderr", io.StringIO())  # What libraries print goes elsewhere from here on.
 
     for event in (Progress(stage="latents", done=1, total=2), STARTED, step(1), Warned(code="x", message="[red]mind")):
@@ -139,7 +141,7 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch, term):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", term)
 
-    assert isinstance(make_display(), PlainDisplay)
+    assert isinstance(make_display(LoggingSettings()), PlainDisplay)
 
 
 def test_sizes_and_durations_read_well():
@@ -148,3 +150,26 @@ def test_sizes_and_durations_read_well():
         "0 B", "1023 B", "1 KiB", "5 MiB", "3.00 GiB"
     ]  # fmt: skip
     assert [duration(seconds) for seconds in (-1, 59.6, 3599, 3600)] == ["0:00", "1:00", "59:59", "1:00:00"]
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [("INFO", ["saved", "warning", "failed"]), ("WARNING", ["warning", "failed"]), ("ERROR", ["failed"])],
+)
+def test_the_console_shows_a_level_and_may_be_a_file(tmp_path, level, expected):
+    """Also DEBUG and CRITICAL, which show all and nothing."""
+    path = tmp_path / "console.log"
+    display = make_display(LoggingSettings(console_log_level=level, console_log_file=str(path)))
+
+    display.emit(Saved(step=1, path="saved", bytes=1, seconds=1, epoch=1))
+    display.emit(Warned(code="x", message="warning"))
+    display.emit(Failed(message="failed"))
+    display.close()
+
+    lines = path.read_text().splitlines()
+    assert [next(word for word in expected if word in line) for line in lines] == expected
+
+
+def test_a_console_file_that_can_not_be_written_is_named(tmp_path):
+    with pytest.raises(EngineError, match=r"console_log_file = .* can't be written"):
+        make_display(LoggingSettings(console_log_file=str(tmp_path)))

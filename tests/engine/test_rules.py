@@ -51,6 +51,8 @@ CASES = {
             {"save_n_epoch_ratio": 2},
         ),
     ],
+    "log-with": [({"log_with": "all"}, "logging_dir", {"log_with": "all", "logging_dir": "l"})],
+    "wandb-missing": [],  # Likewise; see below.
     "packages": [],  # Needs a machine without the packages; see below.
     "constant-warmup": [({"lr_warmup_steps": 5}, "lr_warmup_steps", {"lr_warmup_steps": 5, "lr_scheduler": "linear"})],
     "long-warmup": [
@@ -278,17 +280,23 @@ def test_a_rule_finds_what_it_is_for_and_its_fix_mends_it(code, values, name, go
 
 
 @pytest.mark.parametrize(
-    ("module", "values"), [("lion_pytorch", {"optimizer_type": "Lion"}), ("xformers", {"xformers": True})]
+    ("module", "values", "code"),
+    [
+        ("lion_pytorch", {"optimizer_type": "Lion"}, "packages"),
+        ("prodigyopt", {"optimizer_type": "Prodigy", "learning_rate": 1.0}, "packages"),
+        ("xformers", {"xformers": True}, "packages"),
+        ("wandb", {"log_with": "wandb"}, "wandb-missing"),
+    ],
 )
-def test_a_missing_package_is_named(monkeypatch, module, values):
+def test_a_missing_package_is_named(monkeypatch, module, values, code):
     """With the command that installs it."""
     name = next(iter(values))
-    assert ("packages", name) not in found(values)
+    assert (code, name) not in found(values)
 
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == module else find_spec(wanted))
 
-    assert "pip install" in found(values)["packages", name].fix
+    assert "pip install" in found(values)[code, name].fix
 
 
 def test_good_settings_have_no_problems():

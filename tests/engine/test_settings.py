@@ -177,7 +177,7 @@ def test_unknown_flags_and_bad_values_are_named_together():
     text = messages(caught.value)
     assert "--learning_rat is not a flag; did you mean 'learning_rate'?" in text
     assert "max_train_steps = 'ten'" in text
-    assert "fp8_base is not available yet" in text
+    assert "fp8_base is refused: 8 bits have too few digits" in text
 
 
 def test_every_setting_has_a_name_of_its_own_help_and_a_finite_default():

@@ -82,6 +82,13 @@ def test_what_only_saves_memory_leaves_the_losses_alone(base, tmp_path, choice, 
     assert tolerance == 0.05 or base.losses[0] == pytest.approx(run.losses[0], rel=1e-6)
 
 
+def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+
+    with pytest.raises(EngineError, match=r"needs a C.. compiler .* set dynamo_backend=aot_eager"):
+        go(tmp_path, torch_compile=True)
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [({"mixed_precision": "fp16"}, "fp16 is not possible on this device"), ({"xformers": True}, "set sdpa = true")],
