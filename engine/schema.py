@@ -1,7 +1,9 @@
 """The generated pages of docs/ and the JSON Schemas for run.toml and dataset.toml. Torch-free."""
 
 import json
+import tomllib
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -24,8 +26,9 @@ def dataset_json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema(), "title": "dataset.toml"}
 
 
-def settings_markdown() -> str:
-    """Return docs/settings.md: every setting with its flag, type, default and effect."""
+def settings_markdown(proofs: Mapping[str, str] | None = None) -> str:
+    """Return docs/settings.md: every setting with its flag, type, default and effect, and the test that shows it."""
+    proven = proofs or {}
     lines = [
         "# Settings",
         "",
@@ -33,10 +36,20 @@ def settings_markdown() -> str:
         "Every key is also a flag of `python -m engine fine_tune` and may be changed by `--set key=value`.",
     ]
     for name, section in SECTIONS.items():
-        lines += ["", f"## [{name}]", "", (section.__doc__ or "").strip(), "", "| key | type | default | effect |"]
-        lines += ["|---|---|---|---|"]
+        lines += [
+            "",
+            f"## [{name}]",
+            "",
+            (section.__doc__ or "").strip(),
+            "",
+            "| key | type | default | effect | shown by |",
+        ]
+        lines += ["|---|---|---|---|---|"]
         for key, field in section.model_fields.items():
-            lines.append(f"| `{key}` | {_type_text(field)} | {_default_text(field)} | {field.description} |")
+            told = (
+                f"{_type_text(field)} | {_default_text(field)} | {field.description} | {_proof_link(proven.get(key))}"
+            )
+            lines.append(f"| `{key}` | {told} |")
     lines += ["", "## Other spellings of sd-scripts", "", "| flag | is read as |", "|---|---|"]
     lines += [f"| `{flag}` | `{key} = {value}` |" for flag, (key, value) in SHORTHANDS.items()]
     lines += ["", "## Accepted, without effect", "", "| flag | because |", "|---|---|"]
@@ -46,6 +59,21 @@ def settings_markdown() -> str:
     lines += ["", "## Refused by name", "", "| flag | because |", "|---|---|"]
     lines += [f"| `{flag}` | {reason} |" for flag, reason in REFUSED.items()]
     return "\n".join(lines) + "\n"
+
+
+def _proof_link(test: str | None) -> str:
+    if test is None:
+        return ""
+    path, _, name = test.partition("::")
+    return f"[{name.removeprefix('test_')}](../tests/{path})"
+
+
+def read_proofs(path: Path) -> dict[str, str]:
+    """Return the test of each setting from tests/proofs.toml, nothing where the tests are not there."""
+    if not path.exists():
+        return {}
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    return {name: test for test, names in table.items() for name in names}
 
 
 def _type_text(field: FieldInfo) -> str:
@@ -80,12 +108,12 @@ def _default_text(field: FieldInfo) -> str:
     return f"`{','.join(map(str, field.default)) if isinstance(field.default, tuple) else field.default}`"
 
 
-def documents() -> dict[str, str]:
+def documents(proofs: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return every generated document by its name under docs/."""
     from engine.rules.document import checks_markdown
 
     return {
-        "settings.md": settings_markdown(),
+        "settings.md": settings_markdown(proofs),
         "checks.md": checks_markdown(),
         "run.schema.json": json.dumps(run_json_schema(), indent=1) + "\n",
         "dataset.schema.json": json.dumps(dataset_json_schema(), indent=1) + "\n",
@@ -95,6 +123,7 @@ def documents() -> dict[str, str]:
 def write_documents(folder: Path) -> list[Path]:
     """Write every generated document and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in documents().items():
+    written = documents(read_proofs(folder.resolve().parent / "tests" / "proofs.toml"))
+    for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in documents()]
+    return [folder / name for name in written]

@@ -96,6 +96,22 @@ def test_every_setting_has_a_reader():
     assert {name for name in SECTION_OF if name not in read} - by_prefix - idle == set()
 
 
+def test_every_setting_has_a_test_that_shows_what_it_does():
+    """tests/proofs.toml names it: add a new setting to the test that shows its effect."""
+    table = tomllib.loads((ROOT / "tests" / "proofs.toml").read_text())
+    proven = [name for names in table.values() for name in names]
+
+    assert set(SECTION_OF) - set(proven) == set(), "settings without a test in tests/proofs.toml"
+    assert set(proven) - set(SECTION_OF) == set(), "no settings"
+    assert len(proven) == len(set(proven))
+    for test in table:
+        path, _, name = test.partition("::")
+        assert any(
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name
+            for node in parsed(ROOT / "tests" / path).body
+        ), test
+
+
 def test_every_setting_has_help_that_is_a_sentence():
     """Forms, flags and docs show it."""
     for section in SECTIONS.values():

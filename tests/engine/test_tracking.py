@@ -183,16 +183,19 @@ def hub(monkeypatch):
     server.server_close()
 
 
-@pytest.mark.parametrize("is_async", [False, True])
-def test_saved_models_are_sent_to_a_private_repository(tmp_path, hub, is_async):
-    """Each after it was saved, the last before the run ends; nothing else of the run folder."""
+@pytest.mark.parametrize(
+    ("is_async", "visibility", "kind"), [(False, None, None), (True, "public", "dataset")], ids=["plain", "async"]
+)
+def test_saved_models_are_sent_to_a_repository(tmp_path, hub, is_async, visibility, kind):
+    """Each after it was saved, the last before the run ends; nothing else of the run folder. Private unless told."""
     run = go(
         tmp_path, save_every_n_steps=1, huggingface_repo_id="me/model", huggingface_token="hf_secret",
-        huggingface_path_in_repo="tiny", async_upload=is_async,
+        huggingface_path_in_repo="tiny", async_upload=is_async, huggingface_repo_visibility=visibility,
+        huggingface_repo_type=kind,
     )  # fmt: skip
 
     assert run.code == 0
-    assert [repository["visibility"] for repository in hub.made] == ["private"]
+    assert [(made["visibility"], made["type"]) for made in hub.made] == [(visibility or "private", kind or "model")]
     assert [event for event in run.of("warning") if event.code == "hub"] == []
     assert hub.files == [
         "tiny/last-step00000001.safetensors", "tiny/last-step00000002.safetensors", "tiny/last.safetensors"
