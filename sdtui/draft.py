@@ -6,7 +6,7 @@ written only when the user saves. A draft reads no clock and keeps no hidden sta
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +70,8 @@ class Draft:
         self.draft_path = draft_path
         self._target = target
         self.note = note
+        self.look_around: Callable[[Draft], tuple[Problem, ...]] = lambda _draft: ()
+        """Finds what is wrong with the settings beside the model, the plan and the machine, where these are known."""
         self._history = [start]
         self._position = 0
 
@@ -139,8 +141,9 @@ class Draft:
         return frozenset(name for name, value in self.settings.flat().items() if value != default[name])
 
     def problem_of(self, name: str) -> Problem | None:
-        """Return the gravest problem of a setting."""
-        return next((problem for problem in self.problems if problem.about == name), None)
+        """Return the gravest problem of a setting, errors of the settings alone first."""
+        own = [problem for problem in (*self.problems, *self.look_around(self)) if problem.about == name]
+        return min(own, key=lambda problem: SEVERITIES.index(problem.severity), default=None)
 
     def try_value(self, name: str, value: object) -> Problem | None:
         """Return why a value can't be used for a setting, or None where it can."""

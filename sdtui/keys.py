@@ -118,6 +118,7 @@ KEYS: tuple[Key, ...] = (
         ("e", "epsilon", "eps/v", "Say what the model predicts, where its file does not tell."),
     ]),
     *_keys("model", [
+        ("m", "probe", "Measure", "Measure on your pictures whether the model predicts noise or v, and set it."),
         ("d", "fetch", "Fetch", "Fetch a hub model now rather than at the start of the run."),
         ("f", "fix", "Fix", "Fix the selected setting's or listed problem, else the first one that can be fixed."),
         ("r", "reset", "Reset", "Take the selected setting back to its default."),

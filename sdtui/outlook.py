@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PLANNED = frozenset(name for name, section in SECTION_OF.items() if section in ("dataset", "training")) | {
     "max_token_length",
     "cache_dir",
+    "pretrained_model_name_or_path",
+    "vae",
 }
 TAKEN = Problem(
     code="run-exists",

@@ -54,7 +54,7 @@ def prediction_unknown(subject: ModelSubject) -> Iterator[Finding]:
         yield Finding(
             setting="v_parameterization",
             message="the file does not tell whether this SD 2.x model predicts noise or v",
-            fix="set v_parameterization: true for a 768-v model, false for a base model; a probe can tell",
+            fix="set v_parameterization: true for a 768-v model, false for a base model; `probe` measures it",
         )
 
 

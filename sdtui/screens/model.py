@@ -27,7 +27,7 @@ from sdtui.keys import bindings
 from sdtui.known_models import KnownModel, known_models, ranked
 from sdtui.messages import DraftChanged, Say
 from sdtui.model_facts import Look, is_unsaid, lines_of, look_at
-from sdtui.pages import WizardPage
+from sdtui.model_probe import PredictionProbe
 from sdtui.widgets.fact_lines import FactLines, Line
 from sdtui.widgets.path_input import PathInput
 from sdtui.widgets.row_list import Cell, RowList
@@ -44,7 +44,7 @@ class StoppedError(Exception):
     """Another model was chosen; nobody waits for this one's hash."""
 
 
-class ModelPage(WizardPage):
+class ModelPage(PredictionProbe):
     """A field that searches and completes, the models known, what the chosen one is, and how it is used."""
 
     DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text("utf-8")
@@ -266,7 +266,7 @@ class ModelPage(WizardPage):
         if event.look.path is not None and event.look.path.is_file() and event.look.path not in self._hashes:
             self._hash(event.look.path)
         if is_unsaid(event.look, self.draft.value("v_parameterization")):
-            self.post_message(Say("this model does not tell what it predicts: e says epsilon or v", "warning"))
+            self.post_message(Say("it does not tell what it predicts: e says epsilon or v, m measures it", "warning"))
         self._draw_facts()
 
     @work(thread=True, group="remember")

@@ -20,6 +20,7 @@ from textual.worker import get_current_worker
 from engine.errors import EngineError, Problem, ProblemsError, Severity
 from sdtui import format as fmt
 from sdtui import recent
+from sdtui.around import Around
 from sdtui.draft import Draft, free_folder
 from sdtui.fixes import fix_for, fix_text
 from sdtui.keys import bindings
@@ -73,10 +74,10 @@ class WizardScreen(Screen[None]):
         self.draft = draft
         self.plan: Plan | None = None
         self.plan_problems: tuple[Problem, ...] = ()
-        self._now = ""
-        self._stamp = -1
-        self._is_taken = False
-        self._is_saving = False
+        self.around = Around()
+        draft.look_around = self.around.problems
+        self._now, self._stamp = "", -1
+        self._is_taken = self._is_saving = False
 
     # ---- layout
 
@@ -163,7 +164,7 @@ class WizardScreen(Screen[None]):
     def problems(self) -> tuple[Problem, ...]:
         """Everything that is wrong: settings, the run's folder, pictures."""
         taken = (TAKEN,) if self._is_taken else ()
-        return (*self.draft.problems, *taken, *self.plan_problems)
+        return (*self.draft.problems, *taken, *self.plan_problems, *self.around.problems(self.draft))
 
     # ---- changes
 
@@ -353,11 +354,9 @@ class WizardScreen(Screen[None]):
         time.sleep(0.15)  # A key held down changes a number many times.
         if worker.is_cancelled:
             return
-        plan, problems = find_plan(
-            self.draft.settings,
-            report=self._report,
-            is_cancelled=lambda: worker.is_cancelled,
-        )
+        settings = self.draft.settings
+        self.around.look(settings)
+        plan, problems = find_plan(settings, report=self._report, is_cancelled=lambda: worker.is_cancelled)
         if not worker.is_cancelled:
             self.post_message(self.Planned(plan, problems))
 
@@ -370,7 +369,8 @@ class WizardScreen(Screen[None]):
 
     @on(Planned)
     def _planned(self, event: Planned) -> None:
-        self.plan, self.plan_problems = event.plan, event.problems
+        self.plan = self.around.plan = event.plan
+        self.plan_problems = event.problems
         for page in self.pages:
             page.plan = event.plan
         self._tell(lambda: PlanChanged(event.plan))
