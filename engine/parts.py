@@ -27,7 +27,7 @@ from engine.diffusion import Schedule, make_schedule
 from engine.ema import Ema
 from engine.errors import EngineError
 from engine.events import Warned
-from engine.latents import encode_with_vae
+from engine.latents import Latents, encode_with_vae
 from engine.loading import LoadedBatch, WindowLoader
 from engine.losses import check_weights
 from engine.masks import prepare_masks
@@ -218,6 +218,23 @@ def prepare(
         ranks=ranks,
         ema=ema,
     )
+
+
+def fill_caches(settings: Settings, plan: Plan, *, cache_dir: Path, tell: Teller) -> tuple[Latents, int | None]:
+    """Encode into the disk cache what `prepare` would; return the latents, and the number of captions encoded.
+
+    The number is None where captions change from step to step or the text encoder is trained.
+
+    Raises:
+        EngineError: The model or a picture can't be read, or latents are not finite.
+    """
+    accelerator = _accelerator(settings, ALONE)
+    model = _load(settings, tell)
+    _place_frozen(model, settings, accelerator.device, PRECISIONS[settings.memory.mixed_precision])
+    latents = prepare_latents(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ALONE)
+    assert latents is not None, "cache_latents_to_disk is set"
+    texts = prepare_text(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ALONE)
+    return latents, None if texts is None else len(texts)
 
 
 def _source(

@@ -39,6 +39,10 @@ class TextStates:
         self._shards = Shards(place, "states", shape=(positions, width), dtype=dtype)
         self._rows: dict[str, int] = {}
 
+    def __len__(self) -> int:
+        """Return the number of different captions, the unconditional one among them."""
+        return len(self._rows)
+
     @property
     def bytes_per_caption(self) -> int:
         """How much memory or disk one caption takes."""

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from engine.captioning import caption_cli
+from engine.captioning import cache_cli, caption_cli
 from engine.captioning.cleaning import CLASSIC, TABLES, make_cleaner
 from engine.captioning.journal import Change, Journal, undo
 from engine.captioning.metadata import EXTENSIONS, MergeOptions, Metadata, TextField, merge, picture_names
@@ -44,6 +44,7 @@ def register(add_verb: Add) -> None:
         return sub
 
     caption_cli.register(add)
+    cache_cli.register(add)
     _add_merge(add)
     _add_clean(add)
     _add_edit(add)

@@ -199,6 +199,8 @@ def _session(model: Path, num_threads: int) -> Any:  # noqa: ANN401 - onnxruntim
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
+    # Its threads would otherwise spin while they wait, on the cores that decode pictures.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     available = onnxruntime.get_available_providers()
     providers = [provider for provider in _PROVIDERS if provider in available]
     try:
