@@ -42,6 +42,7 @@ SCOPES = {
     "runs": "Runs",
     "doctor": "Doctor",
     "picture": "Picture viewer",
+    "captioning": "Captions",
     "dialog": "Dialogs",
     "shape": "Wizard: Buckets, settings",
     "list": "Lists",
@@ -130,6 +131,7 @@ KEYS: tuple[Key, ...] = (
         ("t", "side", "Tags", "Show token lengths, the most frequent tags, or the folders."),
         ("e", "edit", "Edit", "Edit repeats and options of a folder."),
         ("c", "cancel_scan", "Rescan", "Stop the scan, or scan again."),
+        ("C", "captions", "Captions", "Caption or tag the folder's pictures, edit and undo."),
     ]),
     *_keys("data", [
         ("f", "fix", "Fix", "Fix the selected finding, where a setting does it."),
@@ -214,6 +216,22 @@ KEYS: tuple[Key, ...] = (
         ("b", "bell", "Notify", "Send a test notification to the terminal."),
         ("escape,q", "close", "Home", "Go back to Home."),
     ]),
+    *_keys("captioning", [
+        ("p", "preview", "Preview", "Try the captioner on the marked pictures, or a few; nothing is written."),
+        ("r", "run", "Run", "Caption the marked pictures, or all that are listed."),
+        ("c", "stop", "Stop", "Stop the captioner after its batch; r goes on from there."),
+        ("t", "captioner", "Captioner", "Take the next captioner: BLIP, WD14, DeepDanbooru."),
+        ("m", "model", "Model", "Name the captioner's folder or hub id."),
+        ("o", "mode", "Mode", "Replace, append to, prepend to or skip texts that are there."),
+        ("e", "edit", "Edit", "Edit the picture's text."),
+        ("s", "search", "Replace", "Search and replace in the marked pictures' texts, or all."),
+        ("z", "undo", "Undo", "Take back the newest change of the folder, byte for byte."),
+    ]),
+    *_keys("captioning", [
+        ("space", "mark", "Mark", "Mark the picture, or take the mark away."),
+        ("slash", "filter", "Filter", "Show only pictures whose name or text holds a text."),
+        ("escape,q", "close", "Back", "Go back to the Data page."),
+    ], hidden=True),
     *_keys("picture", [
         ("left", "previous", "Before", "Show the picture before."),
         ("right", "next", "After", "Show the next picture."),

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.captioning import cache_cli, caption_cli
 from engine.captioning.cleaning import CLASSIC, TABLES, make_cleaner
-from engine.captioning.journal import Change, Journal, undo
+from engine.captioning.journal import commit, undo
 from engine.captioning.metadata import EXTENSIONS, MergeOptions, Metadata, TextField, merge, picture_names
 from engine.captioning.tags import TagEdit, TagQuery, parse_renames, split_tags, statistics
 from engine.captioning.texts import (
@@ -183,7 +183,7 @@ def _write_metadata(
     if is_dry:
         _show_differences(before, metadata)
     else:
-        _commit(path, label, [metadata_change(path, metadata)])
+        commit(path, label, [metadata_change(path, metadata)])
     verb = "would be written to" if is_dry else "written to"
     say(f"{len(metadata)} entries {verb} {safe_text(str(path))}, {changed} of them new or changed")
     return DONE
@@ -195,14 +195,6 @@ def _show_differences(before: Mapping[str, Any], after: Mapping[str, Mapping[str
         for field in ("caption", "tags"):
             if field in entry and entry[field] != old.get(field):
                 say(diff(f"{key} ({field})", old.get(field), entry[field]))
-
-
-def _commit(root: Path, label: str, changes: Sequence[Change]) -> None:
-    changes = [change for change in changes if change.before != change.after]
-    if changes:
-        journal = Journal(root, label)
-        journal.apply(changes)
-        journal.close(is_finished=True)
 
 
 # ---- clean
@@ -320,7 +312,7 @@ def _tags(parsed: argparse.Namespace) -> int:
         for key, text in changed.items():
             say(diff(key, texts[key], text))
     elif changed:
-        _commit(source.root, "tags", source.changes(changed))
+        commit(source.root, "tags", source.changes(changed))
     say(f"{len(changed)} of {len(texts)} selected pictures {'would change' if parsed.dry_run else 'changed'}")
     return DONE
 

@@ -111,6 +111,21 @@ class Journal:
             raise EngineError(_cannot(self._file, error)) from error
 
 
+def commit(root: Path, label: str, changes: Sequence[Change]) -> None:
+    """Make one change that ends at once: a single edit, a merge, a cleaning.
+
+    Raises:
+        EngineError: A file can't be written.
+    """
+    changes = [change for change in changes if change.before != change.after]
+    if changes:
+        journal = Journal(root, label)
+        try:
+            journal.apply(changes)
+        finally:
+            journal.close(is_finished=True)
+
+
 def is_done(row: Mapping[str, Any]) -> bool:
     """Tell whether what a journal's line announces has come about, judged by the file itself."""
     return bool(_hash(_current(_path(row))) == row["after"])

@@ -20,6 +20,7 @@ from engine.dataset.duplicates import DuplicateGroup, find_duplicates
 from engine.dataset.scan import ScanCancelledError
 from engine.errors import EngineError, safe_text
 from engine.run import cache_dir
+from sdtui.captioning_entry import CaptioningEntry
 from sdtui.dataset_facts import DataFacts, Group, Rows, StoppedError, examine, groups_of, is_same_data, matching
 from sdtui.dataset_file import Changes, add_source, remove_source, set_part
 from sdtui.draft import Draft
@@ -41,7 +42,7 @@ _PARTS_KEYS = {"bucket_no_upscale"}  # Fixes that dataset.toml may have the say 
 _NO_ROWS: Rows = np.array([], np.int64)
 
 
-class DataPage(WizardPage):
+class DataPage(CaptioningEntry, WizardPage):
     """Findings, pictures, the picture, and the captions' lengths and tags."""
 
     DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text("utf-8")
