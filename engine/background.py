@@ -20,13 +20,17 @@ READY = b"ready"
 
 
 def start_in_background(run: Path, overrides: Sequence[str] = ()) -> int:
-    """Start a run and return its process id once the model is loaded and the encoding or training has begun.
+    """Start a run and return its process id; see `start_verb_in_background`."""
+    return start_verb_in_background(["train", str(run), *(w for override in overrides for w in ("--set", override))])
+
+
+def start_verb_in_background(words: Sequence[str]) -> int:
+    """Start a verb that trains and return its process id once the encoding or the training has begun.
 
     Raises:
         EngineError: It ended before; why is on stderr.
     """
-    command = [sys.executable, "-m", "engine", "train", str(run), "--announce"]
-    command += [word for override in overrides for word in ("--set", override)]
+    command = [sys.executable, "-m", "engine", *words, "--announce"]
     # Apart from this one's terminal and signals; Windows takes the flags, other systems the session.
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
         command,

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.checkpoint import Due, ModelSaver, Saveable, due_saves
+from engine.checkpoint import Due, ModelSaver, Saveable, StateDue, due_saves, due_state
 from engine.control import Control
 from engine.errors import EngineError, safe_text
 from engine.events import Continued, Finished, Interrupted, Paused, Requested, Sampled, Saved, Started
@@ -18,7 +18,10 @@ from engine.parts import Parts
 from engine.plan import Plan
 from engine.run import Request, cache_dir
 from engine.settings import TrainingSettings
+from engine.sharding import has_all_state
 from engine.space import NotWrittenError
+from engine.states import FOLDER, state_name
+from engine.statesaver import StateSaver
 from engine.telling import Teller
 from engine.validation import validate
 
@@ -32,7 +35,9 @@ class Border:
     parts: Parts
     tell: Teller
     control: Control
+    resumed_from: int | None = None
     saver: ModelSaver = field(init=False)
+    states: StateSaver = field(init=False)
     _began: float = field(default_factory=time.monotonic)
     _sample_every_steps: int = 0
     _sample_every_epochs: int = 0
@@ -48,6 +53,9 @@ class Border:
         self._sample_every_steps = 0 if self._sample_every_epochs else sampling.sample_every_n_steps or 0
         folder, saving = self.parts.preview.folder.parent, self.parts.settings.saving
         self.saver = ModelSaver(folder=folder, saving=saving, metadata=self.parts.metadata)
+        self.saver.take_over(self.parts.history.models)
+        self.states = StateSaver(parts=self.parts, folder=folder)
+        self.tell.listeners.append(self.parts.history)
 
     def before(self, step: int) -> str:
         """Announce the run, draw the samples to compare with, and return why to stop, or ""."""
@@ -69,6 +77,7 @@ class Border:
                 device=str(self.parts.accelerator.device),
                 family=self.parts.model.family,
                 trains=self.parts.trains,
+                resumed_from=self.resumed_from,
             )
         )
         if plan.held_out_rows and step == 0:
@@ -96,6 +105,10 @@ class Border:
         epoch, rest = divmod(step, plan.steps_per_epoch)
         for due in due_saves(settings.saving, step=step, steps_per_epoch=plan.steps_per_epoch, epochs=plan.epochs):
             self._save_due(due, step=step)
+        state = due_state(settings.saving, step=step, steps_per_epoch=plan.steps_per_epoch, epochs=plan.epochs)
+        if state is not None:
+            self.save_state(step, state)
+        self._tell_of_states()
         if is_validation_due(settings.training, step, plan):
             self._validate(step)
         by_epochs = self._sample_every_epochs and rest == 0 and epoch % self._sample_every_epochs == 0
@@ -113,13 +126,31 @@ class Border:
         seconds = time.monotonic() - self._began
         if not stopped_by:
             path = self.save(Due(occasion="last", stem=name), step=step, is_last=True)
+            saving = self.parts.settings.saving
+            if saving.save_state or saving.save_state_on_train_end:
+                self.save_state(step, waits=True)
+            self._tell_of_states(waits=True)
             self.tell(Finished(step=step, path=path, seconds=seconds, loss=self.tell.mean_loss))
             return ""
         keeps = not self._discards and step > 0
         due = Due(occasion="stop", stem=f"{name}-step{step:08d}")
         saved = self.save(due, step=step, is_last=True) if keeps else ""
-        self.tell(Interrupted(step=step, reason=stopped_by, saved=saved))
+        if keeps and has_all_state(self.parts.accelerator):
+            self.save_state(step, waits=True)
+        self._tell_of_states(waits=True)
+        state = f"{FOLDER}/{state_name(step)}" if keeps and self.states.saved_at == step else ""
+        self.tell(Interrupted(step=step, reason=stopped_by, saved=saved, state=state))
         return ""
+
+    def save_state(self, step: int, due: StateDue = StateDue(), *, waits: bool = False) -> None:  # noqa: B008 - frozen
+        """Write a resumable state; what came of it is told at a later border, or with `waits` at this one."""
+        self.states.save(due, step=step, models=list(self.saver.written), waits=waits)
+
+    def _tell_of_states(self, *, waits: bool = False) -> None:
+        if waits:
+            self.states.wait()
+        for event in self.states.told():
+            self.tell(event)
 
     def save(self, due: Due, *, step: int, is_last: bool = False) -> str:
         """Save a model, the average where one is kept, and return its path in the run folder.
@@ -243,7 +274,10 @@ class Border:
 
     def _save_now(self, _request: Request, step: int) -> str:
         stem = f"{self.parts.settings.saving.output_name}-step{step:08d}"
-        return f"saved {self.save(Due(occasion='step', stem=stem), step=step)}"
+        path = self.save(Due(occasion="step", stem=stem), step=step)
+        if step and has_all_state(self.parts.accelerator):
+            self.save_state(step)
+        return f"saved {path}"
 
     def _sample_now(self, _request: Request, step: int) -> str:
         self._need_prompts()

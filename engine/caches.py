@@ -5,7 +5,7 @@ Dimension key: B images, C latent channels, h x w latent size.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +48,14 @@ class WindowSource:
     texts: TextStates | None
     ranks: Ranks
     masks: Masks | None = None
+    _seen: dict[int, str] = field(default_factory=dict)
+
+    def contents(self) -> dict[int, str]:
+        """Return the content hashes that are known, by row of the catalog."""
+        if self.latents is None:
+            return dict(self._seen)
+        known = enumerate(picture.content for picture in self.latents.pictures)
+        return {row: content for row, content in known if content is not None}
 
     def load(self, step: int) -> Window:
         """Return this process's batches of a step, counted from 0; at least one, if only a spare one.
@@ -58,15 +66,10 @@ class WindowSource:
         batches = self.plan.window(step)
         own = self.ranks.share(batches)
         if not own:
-            return (replace(self.load_batch(batches[0], step), is_spare=True),)
-        return tuple(self.load_batch(batch, step) for batch in own)
+            return (replace(self._load_batch(batches[0], step), is_spare=True),)
+        return tuple(self._load_batch(batch, step) for batch in own)
 
-    def load_batch(self, batch: Batch, step: int = 0) -> LoadedBatch:
-        """Return a batch as a step, counted from 0, shows it.
-
-        Raises:
-            EngineError: A picture can't be read.
-        """
+    def _load_batch(self, batch: Batch, step: int) -> LoadedBatch:
         showings = list(zip(batch.rows, batch.repeats, strict=True))
         captions = [self.plan.caption(row, repeat, epoch=batch.epoch, step=step) for row, repeat in showings]
         drawn = [self.plan.augmentation(row, repeat, epoch=batch.epoch) for row, repeat in showings]
@@ -99,6 +102,7 @@ class WindowSource:
         self, batch: Batch, conditioning: Conditioning, jobs: Sequence[PixelJob], masks_B1hw: Tensor | None
     ) -> LoadedBatch:
         pictures = list(load_many(jobs, workers=loading_threads(self.settings), ahead=len(jobs)))
+        self._seen.update((row, picture.content) for row, picture in zip(batch.rows, pictures, strict=True))
         return LoadedBatch(
             batch=batch,
             conditioning=conditioning,

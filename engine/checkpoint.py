@@ -1,10 +1,10 @@
-"""When models are saved, under which names, and which older ones are removed."""
+"""When models and states are saved, under which names, and which older ones are removed."""
 
 import contextlib
 import errno
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -63,6 +63,30 @@ def due_saves(saving: SavingSettings, *, step: int, steps_per_epoch: int, epochs
     return tuple(due)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateDue:
+    """A state that is due; those of steps up to `replaces_up_to` are replaced by it, 0 for none."""
+
+    replaces_up_to: int = 0
+
+
+def due_state(saving: SavingSettings, *, step: int, steps_per_epoch: int, epochs: int) -> StateDue | None:
+    """Return the state that is due after `step`: with each model, and kept by rules of its own; None where none is."""
+    dues = due_saves(saving, step=step, steps_per_epoch=steps_per_epoch, epochs=epochs)
+    if not saving.save_state or not dues:
+        return None
+    replaced = 0
+    by_epochs = saving.save_last_n_epochs_state or saving.save_last_n_epochs
+    by_steps = saving.save_last_n_steps_state or saving.save_last_n_steps
+    if by_epochs and dues[0].occasion == "epoch":
+        every = epoch_interval(saving, epochs) or 1
+        replaced = (step // steps_per_epoch - every * by_epochs) * steps_per_epoch
+    if by_steps and dues[-1].occasion == "step":
+        every = saving.save_every_n_steps or 1
+        replaced = max(replaced, (step - by_steps - 1) // every * every)
+    return StateDue(replaces_up_to=max(0, replaced))
+
+
 def epoch_interval(saving: SavingSettings, epochs: int) -> int | None:
     """Return after how many epochs a model is saved; save_n_epoch_ratio asks for about so many saves in all."""
     if saving.save_n_epoch_ratio:
@@ -114,6 +138,10 @@ class ModelSaver:
             epoch=epoch,
             removed=removed,
         )
+
+    def take_over(self, stems: Iterable[str]) -> None:
+        """Count models that this run saved before it was resumed as its own."""
+        self.written |= {stem: path for stem in stems if (path := self.path_for(stem)).exists()}
 
     def path_for(self, stem: str) -> Path:
         """Return where a model of that stem goes: a file with its extension, or a diffusers folder."""

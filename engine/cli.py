@@ -19,7 +19,6 @@ DONE, FAILED, WRONG = 0, 1, 2
 
 # Verbs of the contract whose issue has not landed: refused by name.
 LATER = {
-    "resume": "exact resume is not available yet; start a new run from the last saved model",
     "attach": "the training screen belongs to sdtui: `sdtui attach DIR`, or follow events.jsonl in the run folder",
     "serve": "the app in a browser is not available yet",
     "memory": "the graphics-memory forecast is not available yet",
@@ -65,7 +64,7 @@ def _dispatch(words: list[str], program: str) -> int:
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
-    from engine import check_verbs
+    from engine import check_verbs, resume_verb
 
     parser = argparse.ArgumentParser(prog=program, description="Fine-tune all of Stable Diffusion.", allow_abbrev=False)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -92,6 +91,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     verify.add_argument("model", type=Path)
     verify.add_argument("--json", action="store_true", help="Print one JSON document on stdout.")
     data_cli.register(add)
+    resume_verb.register(add)
     schema = add("schema", "Write docs/settings.md and the JSON Schemas.", _schema)
     schema.add_argument("--folder", type=Path, default=Path("docs"))
     return parser

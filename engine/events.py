@@ -89,7 +89,7 @@ class Step(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved(Event):
-    """A model was written; `path` counts from the run folder."""
+    """A model or a state was written; `path` counts from the run folder."""
 
     kind: ClassVar[str] = "saved"
     path: str
@@ -97,6 +97,10 @@ class Saved(Event):
     seconds: float
     epoch: int
     removed: tuple[str, ...] = ()
+    mode: str = ""
+    """Of a state: "copied" where it was written while training went on, "streamed" where training waited."""
+    blocked_seconds: float = 0.0
+    """Of a state: how long training waited for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +171,8 @@ class Interrupted(Event):
     kind: ClassVar[str] = "interrupted"
     reason: str
     saved: str = ""
+    state: str = ""
+    """The state to go on from, as a path in the run folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +251,16 @@ def metric_row(event: Step) -> bytes:
     return _ROW.pack(event.step, event.time, *numbers, event.images, *event.bucket, event.peak_memory_bytes)
 
 
+def _ends_torn(path: Path) -> bool:
+    """Tell whether the last line was cut off by a kill, so that a new one has to begin after it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:  # Not there, or empty.
+        return False
+
+
 # A descriptor of a disk that went away stays dead when the disk is back, unlike one of a disk that was full.
 _DEAD = {
     getattr(errno, name) for name in ("EIO", "ESTALE", "ENODEV", "ENXIO", "ENOTCONN", "EBADF") if hasattr(errno, name)
@@ -263,7 +279,7 @@ class EventLog:
         self._most_waiting_bytes = most_waiting_bytes
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self._waiting_bytes = 0
-        self._is_torn = self._is_dead = False
+        self._is_torn, self._is_dead = _ends_torn(self.path), False
         self.num_lost = 0
         """Events given up, the oldest first, because too many were waiting."""
         self._events: IO[bytes] = self.path.open("ab", buffering=0)
@@ -341,9 +357,10 @@ class EventLog:
         self._is_dead, self._is_torn = False, True  # A blank line does no harm.
 
 
-def rebuild_metrics(folder: Path) -> None:
-    """Write metrics.bin anew from events.jsonl, as after a resume or when it is missing."""
-    rows = b"".join(metric_row(event) for event in read_events(folder / "events.jsonl") if isinstance(event, Step))
+def rebuild_metrics(folder: Path, *, up_to_step: int | None = None) -> None:
+    """Write metrics.bin anew from events.jsonl, when it is missing or, up to a step, before a resume from there."""
+    steps = (event for event in read_events(folder / "events.jsonl") if isinstance(event, Step))
+    rows = b"".join(metric_row(event) for event in steps if up_to_step is None or event.step <= up_to_step)
     temporary = folder / "metrics.bin.tmp"
     temporary.write_bytes(rows)
     temporary.replace(folder / "metrics.bin")

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.control import STOP_CODES, Control, detach
+from engine.dataset.ledger import DATASET_FILE, find_changes
 from engine.display import make_display
-from engine.errors import EngineError, Problem, ProblemsError, safe_text
-from engine.events import EventLog, Failed, Warned
-from engine.hardware import is_out_of_memory, share_cores
+from engine.errors import EngineError, Problem, ProblemsError, Severity, safe_text
+from engine.events import EventLog, Failed, Warned, rebuild_metrics
+from engine.hardware import share_cores
 from engine.librarylog import library_log, quieten
-from engine.plan import make_plan
+from engine.pixels import content_of_file
+from engine.plan import Plan, make_plan
 from engine.preflight import completed, look_at_files
 from engine.ranks import ALONE, Ranks
+from engine.resume import Resume, resume_setting
 from engine.room import needs_of
 from engine.rules import find_problems
 from engine.rules.plan import RULES as PLAN_RULES
@@ -28,6 +31,7 @@ from engine.runfiles import write_run_files
 from engine.settings_io import LoadedSettings
 from engine.space import find_space_problems
 from engine.speed import SpeedLog, device_name, key_of
+from engine.states import clear_leftovers, read_json
 from engine.telling import Listener, Teller
 from engine.tracking import trackers
 
@@ -35,7 +39,13 @@ _log = logging.getLogger(__name__)
 DONE, FAILED = 0, 1
 
 
-def train_headless(loaded: LoadedSettings, listeners: Sequence[Listener] = (), *, keeps_log: bool = False) -> int:
+def train_headless(
+    loaded: LoadedSettings,
+    listeners: Sequence[Listener] = (),
+    *,
+    keeps_log: bool = False,
+    resume: Resume | None = None,
+) -> int:
     """Train with a display on stderr, SIGINT and SIGTERM ending the run after a step; return the exit code.
 
     Raises:
@@ -44,10 +54,10 @@ def train_headless(loaded: LoadedSettings, listeners: Sequence[Listener] = (), *
     """
     ranks = Ranks.here()
     if not ranks.is_main:
-        return follow_main(loaded, ranks)
+        return follow_main(loaded, ranks, resume=resume)
     display = make_display(loaded.settings.logging)
     try:
-        return run_engine(loaded, listeners=[display, *listeners], is_alone=True, keeps_log=keeps_log, ranks=ranks)
+        return run_engine(loaded, listeners=[display, *listeners], is_alone=True, keeps_log=keeps_log, resume=resume)
     finally:
         try:
             display.close()
@@ -63,7 +73,7 @@ def run_engine(
     make_control: Callable[[RunFolder], Control] = Control,
     is_alone: bool = False,
     keeps_log: bool = False,
-    ranks: Ranks = ALONE,
+    resume: Resume | None = None,
 ) -> int:
     """Train in the calling thread and return the exit code; of several processes the main one calls this.
 
@@ -73,23 +83,27 @@ def run_engine(
         make_control: Makes what steers the run.
         is_alone: The process is this run's: it takes the signals, and what libraries print.
         keeps_log: Leave log.txt there if nothing was started.
-        ranks: This process's place among those of the run.
+        resume: From where the run goes on.
 
     Raises:
         EngineError: Settings, data or model are wrong; nothing was started, and a new run folder is removed again.
     """
+    # Only a process of its own can be one of several: a wizard may itself have been started by a launcher.
+    ranks = Ranks.here() if is_alone else ALONE
+    if resume is None:
+        loaded, resume = resume_setting(loaded)
+    is_in_place = resume is not None and resume.is_in_place
     files = look_at_files(loaded)
-    problems = (*find_problems(completed(loaded.settings, files.info), loaded.places), *files.problems)
+    found = (*find_problems(completed(loaded.settings, files.info), loaded.places), *files.problems)
+    # A run that goes on finds its own files in its folder.
+    problems = tuple(problem for problem in found if not (is_in_place and problem.code == "output"))
     _raise_errors(problems)
-    path = Path(loaded.settings.saving.output_dir)
-    made = missing_folders(path)
     with ExitStack() as stack:
         tell = Teller([])
-        folder = RunFolder.create(path)
-        stack.callback(lambda: None if tell.has_started else folder.discard(made, keeps_log=keeps_log))
-        notice = stack.enter_context(folder.locked())
-        folder.refuse_run()  # Another engine may have come and gone since.
-        folder.clear()
+        path = Path(loaded.settings.saving.output_dir)
+        folder = _old_folder(path, stack) if is_in_place else _new_folder(path, stack, tell, keeps_log=keeps_log)
+        if resume is not None and is_in_place:
+            rebuild_metrics(path, up_to_step=resume.step)
         control = make_control(folder)
         if is_alone:
             stack.enter_context(control.signals())
@@ -100,48 +114,91 @@ def run_engine(
         tell.listeners += [*own, control, *listeners]
         for log in (tell.log, *own):
             stack.callback(log.close)
-        if notice:
-            tell.warn("lock", notice)
         stack.enter_context(library_log(folder.log_path, takes_output=is_alone))
-        return _guarded(loaded, problems, folder=folder, control=control, tell=tell, ranks=ranks)
+        job = _Job(
+            loaded=loaded,
+            problems=problems,
+            folder=folder,
+            control=control,
+            tell=tell,
+            ranks=ranks,
+            resume=resume,
+        )
+        return _guarded(job)
 
 
-def follow_main(loaded: LoadedSettings, ranks: Ranks) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What a run is started with."""
+
+    loaded: LoadedSettings
+    problems: Sequence[Problem]
+    folder: RunFolder
+    control: Control
+    tell: Teller
+    ranks: Ranks
+    resume: Resume | None
+
+
+def _new_folder(path: Path, stack: ExitStack, tell: Teller, *, keeps_log: bool) -> RunFolder:
+    """Make and own the folder of a new run; it is as it was before if nothing is started in the end."""
+    made = missing_folders(path)
+    folder = RunFolder.create(path)
+    stack.callback(lambda: None if tell.has_started else folder.discard(made, keeps_log=keeps_log))
+    stack.enter_context(folder.locked())
+    folder.refuse_run()  # Another engine may have come and gone since.
+    folder.clear()
+    return folder
+
+
+def _old_folder(path: Path, stack: ExitStack) -> RunFolder:
+    """Own the folder of a run that goes on, and remove what its end has left half done."""
+    folder = RunFolder(path)
+    folder.check_writable()
+    stack.enter_context(folder.locked())
+    clear_leftovers(path)
+    return folder
+
+
+def follow_main(loaded: LoadedSettings, ranks: Ranks, *, resume: Resume | None = None) -> int:
     """Train as one of several processes that is not the main one: nothing is written, nobody is told.
 
     Raises:
         EngineError: Something is wrong in this process; the message names it.
     """
+    if resume is None:
+        loaded, resume = resume_setting(loaded)
     problems = find_problems(loaded.settings, loaded.places)
     control = Control()
     try:
         _raise_errors(problems)
         with control.signals():
-            folder = RunFolder(Path(loaded.settings.saving.output_dir))
-            return _prepare_and_train(loaded, (), folder=folder, control=control, tell=Teller([control]), ranks=ranks)
+            job = _Job(
+                loaded=loaded,
+                problems=(),
+                folder=RunFolder(Path(loaded.settings.saving.output_dir)),
+                control=control,
+                tell=Teller([control]),
+                ranks=ranks,
+                resume=resume,
+            )
+            return _prepare_and_train(job)
     except EngineError as error:
         raise EngineError(f"process {ranks.rank}: {error}") from error
 
 
-def _guarded(
-    loaded: LoadedSettings,
-    problems: Sequence[Problem],
-    *,
-    folder: RunFolder,
-    control: Control,
-    tell: Teller,
-    ranks: Ranks,
-) -> int:
+def _guarded(job: _Job) -> int:
     """Train; an error after the start becomes the run's last event and exit code 1, one before it is raised."""
+    tell = job.tell
     try:
-        return _prepare_and_train(loaded, problems, folder=folder, control=control, tell=tell, ranks=ranks)
+        return _prepare_and_train(job)
     except EngineError as error:
         if not tell.has_started:
             raise
         message = str(error)
     except Exception as error:  # The outermost boundary: a bug must end as a sentence too.
         _log.exception("internal error")
-        message = _out_of_memory(error) or _lost_process(error, ranks) or internal_error(error, folder)
+        message = _out_of_memory(error) or _lost_process(error, job.ranks) or internal_error(error, job.folder)
         if not tell.has_started and _out_of_memory(error):
             raise EngineError(message) from error
         if not tell.has_started:
@@ -150,39 +207,60 @@ def _guarded(
     return FAILED
 
 
-def _prepare_and_train(
-    loaded: LoadedSettings,
-    problems: Sequence[Problem],
-    *,
-    folder: RunFolder,
-    control: Control,
-    tell: Teller,
-    ranks: Ranks,
-) -> int:
+def _prepare_and_train(job: _Job) -> int:
+    loaded, tell, ranks, resume = job.loaded, job.tell, job.ranks, job.resume
     settings = loaded.settings
     cache = cache_dir_for(loaded)
     plan = make_plan(settings, cache_dir=cache, progress=tell.progress("scan"), processes=ranks.world)
     space = find_space_problems(needs_of(loaded, plan, cache_dir=cache)) if ranks.is_main else ()
     _raise_errors((*plan.problems, *space))
     planned = applied(PLAN_RULES, PlanSubject(plan=plan), loaded.places)
-    for problem in (*loaded.warnings, *problems, *plan.problems, *planned, *space):
+    notes = _notes(resume, plan) if resume is not None else ()
+    for problem in (*loaded.warnings, *job.problems, *plan.problems, *planned, *space, *notes):
         if problem.severity == "warning":
             tell(Warned(code=problem.code, message=str(problem)))
+    first = resume.step if resume is not None else 0
+    if first >= plan.steps:
+        raise EngineError(f"all {plan.steps} steps are done; `--set max_train_steps={2 * plan.steps}`, say, adds more")
     # Torch is imported here and not before, so that wrong settings are refused at once.
     share_cores()
     from engine.parts import prepare
+    from engine.restore import restore, restore_weights
     from engine.train import train
 
     quieten()
-    parts = prepare(settings, plan, folder=folder.path, cache_dir=cache, tell=tell, ranks=ranks)
+    parts = prepare(settings, plan, folder=job.folder.path, cache_dir=cache, tell=tell, ranks=ranks)
+    if resume is not None and resume.source is not None:
+        bring_back = restore_weights if resume.only_weights else restore
+        bring_back(parts, resume.source, tell=tell)
     if ranks.is_main:
-        write_run_files(folder.path, settings, plan.config)
-    control.is_training = True
+        write_run_files(job.folder.path, settings, plan.config)
+    job.control.is_training = True
     try:
-        ending = train(parts, tell=tell, control=control)
+        ending = train(parts, tell=tell, control=job.control, first_step=first, resumed_from=first if resume else None)
     finally:
         parts.ranks.leave()
     return STOP_CODES.get(ending.stopped_by, DONE)
+
+
+def _notes(resume: Resume, plan: Plan) -> tuple[Problem, ...]:
+    """Return what to tell of a resume: settings and pictures that differ.
+
+    Raises:
+        ProblemsError: The pictures differ and nobody has said to go on with them.
+    """
+    if resume.source is None or resume.only_weights:
+        return resume.notes
+    changes = find_changes(read_json(resume.source, DATASET_FILE)["pictures"], plan.catalog, content_of_file)
+    severity: Severity = "warning" if resume.accepts_changed_data else "error"
+    fix = "" if resume.accepts_changed_data else "bring them back, or add --changed_data to go on, not bit for bit"
+    what = "pictures differ from the state's"
+    found = tuple(
+        Problem(code="changed-data", severity=severity, where="", message=f"{what}: {line}", fix=fix)
+        for line in changes.lines()
+    )
+    _raise_errors(found)
+    return (*resume.notes, *found)
 
 
 def cache_dir_for(loaded: LoadedSettings) -> Path:
@@ -207,11 +285,11 @@ def _lost_process(error: Exception, ranks: Ranks) -> str:
 
 
 def _out_of_memory(error: Exception) -> str:
-    if not is_out_of_memory(error):
+    if type(error).__name__ != "OutOfMemoryError":
         return ""
     return (
-        "memory ran out, and smaller batches did not help or were not possible: lower train_batch_size or resolution, "
-        "set gradient_checkpointing, mixed_precision=bf16, cache_latents or optimizer_type=AdamW8bit"
+        "the graphics card ran out of memory: lower train_batch_size or resolution, set gradient_checkpointing, "
+        "mixed_precision=bf16, cache_latents or optimizer_type=AdamW8bit"
     )
 
 
@@ -239,14 +317,18 @@ class EngineThread:
         return self.thread.is_alive()
 
 
-def start_in_thread(loaded: LoadedSettings, listeners: Sequence[Listener] = ()) -> EngineThread:
-    """Start a run in a plain thread, which outlives the screen that started it."""
+def start_in_thread(
+    loaded: LoadedSettings, listeners: Sequence[Listener] = (), *, resume: Resume | None = None
+) -> EngineThread:
+    """Start a run, or go on with one, in a plain thread, which outlives the screen that started it."""
     folder = RunFolder(Path(loaded.settings.saving.output_dir))
     control = Control(folder)
 
     def work() -> None:
         try:
-            engine.exit_code = run_engine(loaded, listeners=listeners, make_control=lambda _folder: control)
+            engine.exit_code = run_engine(
+                loaded, listeners=listeners, make_control=lambda _folder: control, resume=resume
+            )
         except EngineError as error:
             engine.error, engine.exit_code = str(error), 2
         except Exception as error:  # noqa: BLE001 - a thread that dies unseen tells nobody

@@ -4,8 +4,8 @@ Dimension key: B images, C latent channels, h x w latent size, L joined tokens, 
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from engine.diffusion import Schedule, make_schedule
 from engine.ema import Ema
 from engine.errors import EngineError
 from engine.events import Warned
+from engine.fingerprint import fingerprint
 from engine.latents import Latents, encode_with_vae
 from engine.loading import LoadedBatch, WindowLoader
 from engine.losses import check_weights
@@ -47,6 +48,7 @@ from engine.sharding import (
     refuse_what_needs_all,
     whole_weights,
 )
+from engine.snapshot import History
 from engine.telling import Teller
 from engine.text import encode
 from engine.update import Updater, make_updater
@@ -73,7 +75,10 @@ class Parts:
     preview: PreviewOptions
     dtype: torch.dtype
     ranks: Ranks
+    base: Mapping[str, str]
+    """Identities of the parts that stay as they are: a state fits no other ones."""
     ema: Ema | None = None
+    history: History = field(default_factory=History)
 
     @property
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -89,11 +94,6 @@ class Parts:
     def is_scaled(self) -> bool:
         """Whether fp16's loss scaling makes a gradient that is not finite an ordinary event."""
         return self.accelerator.scaler is not None
-
-    @property
-    def is_on_card(self) -> bool:
-        """Whether training runs on a graphics card, whose memory ends sooner than the computer's."""
-        return str(self.accelerator.device) != "cpu"
 
     def windows(self, first_step: int) -> WindowLoader:
         """Return the windows from a step on, loaded ahead."""
@@ -195,6 +195,7 @@ def prepare(
     check_weights(settings.loss, schedule)
     set_attention(model.unet, settings.memory, accelerator.device)
     dtype = PRECISIONS[settings.memory.mixed_precision]
+    base = _identities(model, settings)
     _place_frozen(model, settings, accelerator.device, dtype)
     source = _source(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
     denoiser = _denoiser(settings, model).to(accelerator.device, trained_dtype(settings.memory))
@@ -216,6 +217,7 @@ def prepare(
         preview=_preview(settings, schedule, accelerator.device, folder),
         dtype=dtype,
         ranks=ranks,
+        base=base,
         ema=ema,
     )
 
@@ -332,6 +334,13 @@ def _load(settings: Settings, tell: Teller) -> StableDiffusion:
     for warning in model.warnings:
         tell(Warned(code="model", message=warning))
     return model
+
+
+def _identities(model: StableDiffusion, settings: Settings) -> dict[str, str]:
+    frozen = {"vae": model.vae}
+    if not settings.training.train_text_encoder:
+        frozen["text_encoder"] = model.text_encoder
+    return {part: fingerprint(module) for part, module in frozen.items()}
 
 
 def _place_frozen(model: StableDiffusion, settings: Settings, device: torch.device, dtype: torch.dtype) -> None:

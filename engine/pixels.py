@@ -157,6 +157,14 @@ def content_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def content_of_file(path: Path) -> str:
+    """Return the hash of a file's bytes; "" where it can't be read."""
+    try:
+        return content_hash(path.read_bytes())
+    except OSError:
+        return ""
+
+
 def resize(pixels_HWC: Array, size: Size, interpolation: Interpolation | None = None) -> Array:
     """Resize to (width, height); by default area when both sides shrink or stay, else Lanczos."""
     height, width = pixels_HWC.shape[:2]

@@ -5,16 +5,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import IO, Any, Literal, Self, get_args
 
 from engine.errors import EngineError, safe_text
 from engine.events import Event, EventTail, read_events
-from engine.lock import held, is_held
-from engine.space import refused
 
 Verb = Literal["stop", "pause", "continue", "save", "sample", "set"]
 _STARTED = b'{"kind":"started"'
@@ -97,14 +94,25 @@ class RunFolder:
         """
         folder = cls(path)
         folder.refuse_run()
+        folder.check_writable()
+        return folder
+
+    def check_writable(self) -> None:
+        """Make the folder where it is missing and try to write into it.
+
+        Raises:
+            EngineError: It can't be written.
+        """
         try:
-            folder.requests_folder.mkdir(parents=True, exist_ok=True)
-            probe = path / f".writable-{os.getpid()}"
+            self.requests_folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".writable-{os.getpid()}"
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise EngineError(f"output_dir {refused(path, error)}") from error
-        return folder
+            shown = safe_text(str(self.path))
+            raise EngineError(
+                f"output_dir {shown} can't be written ({error.strerror or error}); choose a folder you may write to"
+            ) from error
 
     def clear(self) -> None:
         """Remove the events of a run that was killed before it started; call while the folder is locked."""
@@ -126,17 +134,36 @@ class RunFolder:
             for folder in (self.requests_folder, *sorted(made, reverse=True)):
                 folder.rmdir()
 
-    def locked(self) -> AbstractContextManager[str]:
-        """Own the folder while the block runs; yields a notice where the disk knows no locks, else "".
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Own the folder while the block runs; the operating system frees the lock when the process dies.
 
         Raises:
-            EngineError: Another engine owns it, or one on another computer left its lock.
+            EngineError: Another engine owns it.
         """
-        return held(self.path / "lock")
+        with (self.path / "lock").open("a+b") as file:
+            # A viewer asking `is_alive` holds the lock for an instant.
+            if not _lock_within(file, attempts=4):
+                raise EngineError(f"{safe_text(str(self.path))}: an engine is already running in this folder")
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "started": time.time()}).encode("ascii"))
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+                _unlock(file)
 
     def is_alive(self) -> bool:
         """Tell whether an engine owns the folder now."""
-        return is_held(self.path / "lock")
+        try:
+            with (self.path / "lock").open("r+b") as file:
+                if not _try_lock(file):
+                    return True
+                _unlock(file)
+        except OSError:
+            pass
+        return False
 
     def events(self) -> list[Event]:
         """Return all events that count."""
@@ -186,3 +213,42 @@ def _take(path: Path) -> Request | str:
         return f"{safe_text(path.name)}: not a request ({safe_text(str(error))})"
     finally:
         path.unlink(missing_ok=True)
+
+
+def _lock_within(file: IO[bytes], *, attempts: int) -> bool:
+    for _ in range(attempts):
+        if _try_lock(file):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        file.seek(0)
+        try:
+            # A byte far beyond the text, so that others can still read who owns the folder.
+            file.seek(1 << 20)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: IO[bytes]) -> None:
+        file.seek(1 << 20)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: IO[bytes]) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)

@@ -28,10 +28,6 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 
 # Established flags that are known but not implemented: refused by name rather than ignored.
 NOT_YET: Mapping[str, str] = {
-    **dict.fromkeys(
-        ["save_state", "save_state_on_train_end", "save_last_n_epochs_state", "save_last_n_steps_state", "resume"],
-        "resumable states",
-    ),
     **dict.fromkeys(["save_state_to_huggingface", "resume_from_huggingface"], "states on a hub"),
 }
 
@@ -267,6 +263,12 @@ def run_toml(settings: Settings, *, folder: Path, existing: str = "", is_complet
             for name, field in cls.model_fields.items()
         }
     return edit_toml(existing, sections)
+
+
+def relative_values(settings: Settings, *, folder: Path) -> dict[str, Any]:
+    """Return all settings by name as plain JSON values, paths relative to `folder` where they can be."""
+    values = {name: _written(name, value, folder) for name, value in settings.flat().items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _written(name: str, value: Any, folder: Path) -> Any:

@@ -37,6 +37,18 @@ class SavingSettings(Section):
     """Keep only the newest n models saved by epochs."""
     save_last_n_steps: int | None = Field(None, ge=1)
     """Keep only the models saved in the last n steps."""
+    save_state: bool = False
+    """Save a resumable state with each model: all that exact resume needs, about 12 bytes a weight with AdamW."""
+    save_state_on_train_end: bool = False
+    """Save a resumable state at the end of training."""
+    save_last_n_epochs_state: int | None = Field(None, ge=1)
+    """Keep only the newest n states saved by epochs, never fewer than two; left out: as save_last_n_epochs."""
+    save_last_n_steps_state: int | None = Field(None, ge=1)
+    """Keep only the states saved in the last n steps, never fewer than two; left out: as save_last_n_steps."""
+    resume: str | None = Field(None, json_schema_extra=path_hint("folder"))
+    """Go on from this state folder, or from the newest state of this run folder, in output_dir."""
+    resume_weights_only: bool = False
+    """Take only the weights of the state that resume names, and start at step 0."""
     metadata_title: str | None = None
     """Title written into the model file; left out: output_name."""
     metadata_author: str | None = None

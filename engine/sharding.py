@@ -24,6 +24,11 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
+def has_all_state(accelerator: Accelerator) -> bool:
+    """Tell whether the main process has the whole model and optimizer, and so can write a state."""
+    return accelerator.distributed_type not in _NAMES
+
+
 def refuse_what_needs_all(settings: Settings, distributed_type: DistributedType) -> None:
     """Refuse what would need the whole model or optimizer in one process.
 
@@ -33,7 +38,12 @@ def refuse_what_needs_all(settings: Settings, distributed_type: DistributedType)
     kind = _NAMES.get(distributed_type)
     if kind is None:
         return
-    wanted = {"use_ema": settings.training.use_ema}
+    saving = settings.saving
+    wanted = {
+        "use_ema": settings.training.use_ema,
+        "save_state": saving.save_state or saving.save_state_on_train_end,
+        "resume": saving.resume is not None,
+    }
     if distributed_type == DistributedType.FSDP:
         wanted["sample_prompts"] = settings.sampling.sample_prompts is not None
     else:

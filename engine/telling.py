@@ -1,7 +1,7 @@
 """Telling what happens in a run: each event to every listener, progress not too often. Torch-free."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,10 @@ class Teller:
             self._keep(self.log, event)
         for refusal in refusals:
             self.warn("log", f"{refusal}; the run goes on without this log")
+
+    def go_on(self, step: int, losses: Sequence[float]) -> None:
+        """Count on from the steps before a resume."""
+        self.step, self._steps, self._loss_sum = step, len(losses), sum(losses)
 
     def warn(self, code: str, message: str) -> None:
         """Tell something that the user should know; the run goes on."""

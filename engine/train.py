@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from engine.curves import learning_rate_at
 from engine.diffusion import add_noise, draw_for_batch, target_for
 from engine.errors import EngineError, safe_text
 from engine.events import Step
-from engine.halving import Halver
 from engine.hardware import peak_memory_bytes
 from engine.loading import LoadedBatch, Window
 from engine.losses import loss_per_image
@@ -37,28 +35,31 @@ class Ending:
     stopped_by: str
 
 
-def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) -> Ending:
+def train(
+    parts: Parts, *, tell: Teller, control: Control, first_step: int = 0, resumed_from: int | None = None
+) -> Ending:
     """Train from `first_step` (steps done before) to the plan's last step, or until `control` asks to stop.
+
+    With `resumed_from`, what the run's log says of later steps is void.
 
     Raises:
         EngineError: Loss or gradient is not finite (before the update), a picture can't be read, a model not saved.
     """
     settings, plan, optimizer, updater = parts.settings, parts.plan, parts.optimizer, parts.updater
     ranks = parts.ranks
-    border = Border(parts=parts, tell=tell, control=control)
-    halver = Halver(tell=tell, can_retry=ranks.world == 1 and not updater.is_fused)
+    border = Border(parts=parts, tell=tell, control=control, resumed_from=resumed_from)
     stopped_by, step, began = border.before(first_step), first_step, time.perf_counter()
     with parts.windows(first_step) as windows:
         while step < plan.steps and not stopped_by:
             window, batches = next(windows), plan.window(step)
             wait_seconds = time.perf_counter() - began
+            # Only dropout inside the model draws from the global generator.
+            torch.manual_seed(seed_for(settings.training.seed, "model", step, *ranks.key))
             images = sum(len(batch.rows) for batch in batches)
             rate = set_learning_rates(optimizer, learning_rate_at(step, plan.steps, settings.optimizer))
+            updater.begin(step)
             # Divided by the window's images, not by its batches: buckets leave short batches all the time.
-            attempt, begin = partial(_train_window, parts, share=ranks.world / images), partial(_begin, parts, step)
-            if step == first_step + 1 and parts.is_on_card:
-                halver.try_largest(plan, parts.source.load_batch, attempt, begin=begin)
-            results_2B = ranks.gathered(halver.run(window, attempt, begin=begin), batches)
+            results_2B = ranks.gathered(_train_window(parts, window, share=ranks.world / images), batches)
             # The step's one wait for the device: losses, timesteps and norm come back together.
             *numbers, grad_norm = torch.cat([results_2B.flatten(), updater.clip().to(results_2B).reshape(1)]).tolist()
             losses, timesteps = numbers[:images], [int(number) for number in numbers[images:]]
@@ -89,13 +90,6 @@ def train(parts: Parts, *, tell: Teller, control: Control, first_step: int = 0) 
             began = time.perf_counter()
     border.end(step, stopped_by)
     return Ending(step=step, stopped_by=stopped_by)
-
-
-def _begin(parts: Parts, step: int) -> None:
-    """Start a step, perhaps anew: no gradients, and what it draws from the global generator, dropout, is its own."""
-    parts.optimizer.zero_grad(set_to_none=True)
-    torch.manual_seed(seed_for(parts.settings.training.seed, "model", step, *parts.ranks.key))
-    parts.updater.begin(step)
 
 
 def _train_window(parts: Parts, window: Window, *, share: float) -> Tensor:

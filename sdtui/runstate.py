@@ -225,7 +225,7 @@ class RunState:
                 self.is_paused = isinstance(event, Paused)
             case Sampled():
                 self.samples.setdefault(event.step, {})[event.index] = event
-            case Saved():
+            case Saved() if not event.path.startswith("state/"):
                 self.saves.append(event)
             case Finished() | Failed() | Interrupted():
                 self.ending = event

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from engine.dataset.findings import TEXTS
-from engine.rules import SETTINGS_RULES, machine, model, plan, probed
+from engine.rules import SETTINGS_RULES, machine, model, plan
 from engine.rules.rule import Rule
 
 # By heading: what a rule looks at.
@@ -13,7 +13,6 @@ ALL_RULES: Mapping[str, tuple[Rule[Any], ...]] = {
     "The model's file": model.RULES,
     "Pictures, captions and the plan": plan.RULES,
     "The machine": machine.RULES,
-    "What `probe` has measured": probed.RULES,
 }
 
 _OTHERS = (
