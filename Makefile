@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test soak check bench docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,9 @@ demo: $(STAMP)  ## Write the starter project to sdtui-demo and train it
 
 test: $(STAMP)  ## Run every test
 	$(BIN)/python -m pytest -n 2
+
+soak: $(STAMP)  ## Run the long versions of the reliability tests, an hour or so
+	SDTUI_SOAK=1 $(BIN)/python -m pytest -n 2 tests/reliability
 
 check: $(STAMP)  ## Format, lint, types, import contracts, dependencies
 	$(BIN)/ruff format --check .

@@ -139,6 +139,8 @@ def _packed(owner: str, values: Mapping[str, Any], tensors: dict[str, LazyTensor
         elif isinstance(value, list) and value and all(isinstance(item, Tensor) for item in value):
             tensors |= {f"{owner}/{key}/{number}": lazy(item) for number, item in enumerate(value)}
             table[key] = {"kind": "tensors", "count": len(value)}
+        elif isinstance(value, dict):
+            table[key] = {"kind": "table", "value": _packed(f"{owner}/{key}", value, tensors)}
         else:
             is_tuple = isinstance(value, tuple)
             table[key] = {"kind": "tuple" if is_tuple else "value", "value": list(value) if is_tuple else value}
@@ -151,6 +153,8 @@ def _unpacked(owner: str, table: Mapping[str, Any], tensors: Mapping[str, LazyTe
             return tensors[f"{owner}/{key}"].tensor().clone()
         if entry["kind"] == "tensors":
             return [tensors[f"{owner}/{key}/{number}"].tensor().clone() for number in range(entry["count"])]
+        if entry["kind"] == "table":
+            return _unpacked(f"{owner}/{key}", entry["value"], tensors)
         return tuple(entry["value"]) if entry["kind"] == "tuple" else entry["value"]
 
     return {key: value_of(key, entry) for key, entry in table.items()}

@@ -163,9 +163,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise EngineError(f"{MANIFEST} is damaged") from error
     if version != FORMAT:
         raise EngineError(f"{MANIFEST} has format {safe_text(str(version))}; this version reads format {FORMAT}")
-    if not sound or digest != _digest_of(manifest):
+    # Compared as bytes: a number has more than one spelling, and one that flipped is no longer what was written.
+    if not sound or digest != _digest_of(manifest) or data != _manifest_bytes(manifest):
         raise EngineError(f"{MANIFEST} is damaged")
     return dict(manifest)
+
+
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps({**manifest, "sha256": _digest_of(manifest)}, indent=1).encode("ascii")
 
 
 def _digest_of(manifest: Mapping[str, Any]) -> str:
@@ -235,7 +240,7 @@ def new_state(run_folder: Path, step: int, facts: Mapping[str, Any]) -> Iterator
         new = NewState(partial, {})
         yield new
         manifest = {"format": FORMAT, "step": step, "time": time.time(), "files": new.files, **facts}
-        write_durably(partial / MANIFEST, json.dumps({**manifest, "sha256": _digest_of(manifest)}, indent=1).encode())
+        write_durably(partial / MANIFEST, _manifest_bytes(manifest))
         sync_folder(partial)
         if final.exists() and verify(final).is_intact:
             return
