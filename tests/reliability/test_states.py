@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine.checkpoint import due_state
 from engine.errors import EngineError, ProblemsError
 from engine.events import Started, read_events
 from engine.resume import resume_run, setting_differences
+from engine.settings import SavingSettings
 from engine.space import NotWrittenError
 from engine.states import FOLDER, MANIFEST, clear_leftovers, list_states, new_state, newest_intact, verify
 from tests.engine.run_support import new_folder, write_pictures
@@ -447,3 +449,18 @@ def test_a_run_that_has_nothing_to_go_on_from_says_so(tmp_path):
     assert resume_run(folder, restarts=True)[1].source is None
     with pytest.raises(EngineError, match=r"holds 1 runs"):
         resume_run(tmp_path / "a")
+
+
+def test_old_states_are_replaced_by_rules_of_their_own():
+    """By epochs and by steps as sd-scripts counts, the models' rules where there are none, and only with save_state."""
+
+    def replaced(step, **values):
+        due = due_state(SavingSettings(save_state=True, **values), step=step, steps_per_epoch=4, epochs=9)
+        return None if due is None else due.replaces_up_to
+
+    assert replaced(20, save_every_n_steps=5, save_last_n_steps=10) == 5
+    assert replaced(20, save_every_n_steps=5, save_last_n_steps=10, save_last_n_steps_state=5) == 10
+    assert replaced(20, save_every_n_epochs=1, save_last_n_epochs=2) == 12
+    assert replaced(20, save_every_n_epochs=1, save_last_n_epochs=2, save_last_n_epochs_state=4) == 4
+    assert replaced(20, save_every_n_epochs=1) == 0
+    assert replaced(21, save_every_n_epochs=1) is None
