@@ -38,6 +38,22 @@ def half_weights(settings: Settings) -> Iterator[Finding]:
 
 
 @rule(
+    "full-fp16", "warning", why="Small updates are rounded away, and the run may diverge.",
+    source="sd-scripts docs/fine_tune_README_ja.md, full_fp16",
+)  # fmt: skip
+def full_fp16(settings: Settings) -> Iterator[Finding]:
+    """Weights are trained in fp16."""
+    memory = settings.memory
+    if memory.full_fp16 and memory.mixed_precision == "fp16":
+        yield Finding(
+            setting="full_fp16",
+            message="full_fp16 loses accuracy; full_bf16, whose weights are rounded at random, takes as little memory",
+            fix="set full_bf16=true and mixed_precision=bf16 instead, where the card has bf16",
+            values=(*to_default("full_fp16"), *set_to(full_bf16=True, mixed_precision="bf16")),
+        )
+
+
+@rule(
     "fused-accumulation", "error", why="Each gradient is used and freed as soon as it is there, so none add up.",
     source="sd-scripts library/train_util.py, get_optimizer",
 )  # fmt: skip
@@ -131,6 +147,6 @@ def sliced_attention(settings: Settings) -> Iterator[Finding]:
 
 
 RULES = (
-    two_attentions, half_weights, fused_accumulation, fused_fp16, fused_clip, xformers_fp32, cached_augmentation,
-    sliced_attention,
+    two_attentions, half_weights, full_fp16, fused_accumulation, fused_fp16, fused_clip, xformers_fp32,
+    cached_augmentation, sliced_attention,
 )  # fmt: skip

@@ -180,6 +180,13 @@ CASES = {
             {"full_bf16": True, "mixed_precision": "bf16"},
         ),
     ],
+    "full-fp16": [
+        (
+            {"full_fp16": True, "mixed_precision": "fp16"},
+            "full_fp16",
+            {"full_bf16": True, "mixed_precision": "bf16"},
+        )
+    ],
     "fused-accumulation": [
         ({**FUSED, "gradient_accumulation_steps": 2}, "fused_backward_pass", {"gradient_accumulation_steps": 2})
     ],
