@@ -112,12 +112,17 @@ class Rate:
         )
 
 
+def _rate_text(step: Step) -> str:
+    """Return the learning rate that is at work: of Prodigy and D-Adaptation d x lr."""
+    return f"{step.learning_rate if step.adapted_rate is None else step.adapted_rate:.3g}"
+
+
 def step_line(step: Step, total: int, rate: Rate) -> str:
     """Return a step as one line: step, loss, rate, speed, time left, memory."""
     eta = duration((total - step.step) * rate.seconds)
     return (
         f"step {step.step}/{total}  epoch {step.epoch}  loss {step.loss:.4f} (mean {rate.loss:.4f})  "
-        f"lr {step.learning_rate:.3g}  {rate.seconds:.2f} s/step  eta {eta}  {size(step.peak_memory_bytes)}"
+        f"lr {_rate_text(step)}  {rate.seconds:.2f} s/step  eta {eta}  {size(step.peak_memory_bytes)}"
     )
 
 
@@ -208,9 +213,7 @@ class LiveDisplay:
         total = self._bar.tasks[0].total or step.step
         eta = duration((total - step.step) * self._rate.seconds)
         memory = size(step.peak_memory_bytes)
-        return (
-            f"loss {self._rate.loss:.4f}  lr {step.learning_rate:.2g}  {self._rate.seconds:.2f} s  eta {eta}  {memory}"
-        )
+        return f"loss {self._rate.loss:.4f}  lr {_rate_text(step)}  {self._rate.seconds:.2f} s  eta {eta}  {memory}"
 
 
 # Levels of the events that are shown; all others are INFO.

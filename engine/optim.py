@@ -109,11 +109,21 @@ def averaged(optimizer: Optimizer) -> Iterator[None]:
         return
     parameters = [parameter for group in raw.param_groups for parameter in group["params"]]
     kept = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
-    raw.eval()
+    _in_float32(parameters, raw.eval)
     try:
         yield
     finally:
-        raw.train()
+        _in_float32(parameters, raw.train)
         with torch.no_grad():
             for parameter, values in zip(parameters, kept, strict=True):
                 parameter.copy_(values)
+
+
+def _in_float32(parameters: list[nn.Parameter], action: Callable[[], object]) -> None:
+    """Do something to weights that may be kept in 16 bits, where the optimizer's own state is float32."""
+    dtypes = [parameter.dtype for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    action()
+    for parameter, dtype in zip(parameters, dtypes, strict=True):
+        parameter.data = parameter.data.to(dtype)

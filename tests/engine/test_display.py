@@ -1,5 +1,6 @@
 """What a headless run shows: seldom lines at once, frequent ones now and then, nothing that a terminal would obey."""
 
+import dataclasses
 import io
 import re
 import sys
@@ -78,6 +79,7 @@ def test_a_step_is_one_line():
     assert step_line(step(1), 100, rate) == (
         "step 1/100  epoch 1  loss 0.5000 (mean 0.5000)  lr 1e-05  2.00 s/step  eta 3:18  1.50 GiB"
     )
+    assert "  lr 3e-06  " in step_line(dataclasses.replace(step(1), adapted_rate=3e-6), 100, rate)
 
 
 def test_the_speed_forgets_the_slow_first_step():

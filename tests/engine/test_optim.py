@@ -9,6 +9,7 @@ from torch import nn
 
 from engine.errors import EngineError
 from engine.optim import OPTIMIZERS, adapted_rate, averaged, build_optimizer, parse_arguments, set_learning_rates
+from engine.rounding import RoundedUpdates
 from engine.setting_types import OptimizerName
 from engine.settings import OptimizerSettings
 
@@ -104,6 +105,22 @@ def test_any_class_may_be_named(parts, name, constructor):
 
     assert type(optimizer) is constructor or type(optimizer).__name__ == constructor
     assert min(train(parts, optimizer)) < loss_of(parts).item() * 10
+
+
+def test_schedule_free_weights_of_16_bits_have_an_average_too():
+    """Their state is float32, so that eval() alone would refuse to mix the two."""
+    module = nn.Linear(128, 64).to(torch.bfloat16)
+    optimizer = build_optimizer([("unet", module)], OptimizerSettings(optimizer_type="AdamWScheduleFree"))
+    RoundedUpdates(optimizer, seed=0)
+    module.weight.grad = torch.ones_like(module.weight)
+    optimizer.step()
+    before = module.weight.detach().clone()
+
+    with averaged(optimizer):
+        assert module.weight.dtype == torch.bfloat16
+        assert not optimizer.param_groups[0]["train_mode"]
+
+    assert torch.equal(before, module.weight)
 
 
 @pytest.mark.parametrize("name", ["AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"])
