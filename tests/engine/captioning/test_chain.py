@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from engine.captioning import caption_cli
+from engine.dataset.findings import Findings
+from engine.dataset.metadata import locate, read_metadata
 from engine.events import read_events
 from sdtui.__main__ import main
 from sdtui.starter import write_pictures
@@ -74,6 +77,25 @@ def test_bare_pictures_to_a_finished_training(chain, capsys):
     assert (chain / "out" / "last.safetensors").is_file()
     texts = [path.suffix for path in (chain / "pictures").iterdir() if path.name not in pictures]
     assert sorted(texts) == [".caption"] * 6 + [".txt"] * 6
+
+
+def test_bare_pictures_of_every_kind_to_clean_metadata(chain, golden, capsys, monkeypatch):
+    """The fourteen real pictures: alpha, palette, grey, WebP, EXIF, extreme shapes; training finds every key."""
+    monkeypatch.setenv("PICTURES", "real")
+    (chain / "real").mkdir()
+    for path in (golden / "dataset" / "images").iterdir():
+        if path.suffix not in {".caption", ".txt"}:
+            shutil.copy(path, chain / "real")
+    pictures = sorted(path.name for path in (chain / "real").iterdir())
+    for line in commands()[:5]:
+        assert run(line) == 0, (line, capsys.readouterr().err)
+
+    findings = Findings()
+    found = locate(read_metadata(chain / "meta.json", findings), chain / "real", findings)
+    assert sorted(Path(path).name for path in found) == pictures
+    assert len(pictures) == 14
+    assert all(entry.caption and entry.tags for entry in found.values())
+    assert findings.problems() == ()
 
 
 def test_npz_files_are_written_on_request_and_never_over_others(chain, capsys):
