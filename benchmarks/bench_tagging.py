@@ -54,7 +54,7 @@ def main() -> None:
         folder.mkdir()
         write_pictures(folder)
         pictures, workers = FolderTexts(folder, ".txt"), available_cores()
-        tagger = CAPTIONERS["wd14"](CaptionerOptions(model=str(wd14_v14())))
+        tagger = CAPTIONERS["wd14"](CaptionerOptions(model=str(wd14_v14(every=8))))
         work = Work(pictures=pictures, texts=pictures, captioner=tagger, batch_size=8, workers=workers)
         keys = pictures.keys()
         pairs = [(key, pictures.picture(key)) for key in keys]

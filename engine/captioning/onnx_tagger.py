@@ -133,6 +133,7 @@ class OnnxTagger:
         if isinstance(outputs, int):
             same_length(names, outputs, str(folder / self._layout.tags_file))
         self.names = TagNames(names=names, categories=categories, options=options.tags)
+        self._buffer: NDArray[np.float32] | None = None
         self.identity = identity_of(folder, [model.name, self._layout.tags_file], name, options.tags)
 
     @property
@@ -149,15 +150,24 @@ class OnnxTagger:
         step = self._batch or len(batch)
         parts = []
         for start in range(0, len(batch), step):
-            part = np.stack(batch[start : start + step])
-            missing = self._batch - len(part) if self._batch else 0
-            if missing:  # A model that takes just so many pictures.
-                part = np.concatenate([part, np.zeros((missing, *part.shape[1:]), np.float32)])
+            part = self._stacked(batch[start : start + step])
             parts.append(np.asarray(self._session.run(None, {self._input: part})[0], np.float32))
         scores_BT = np.concatenate(parts)[: len(batch)]
         if self._layout.is_logits:
             scores_BT = (1 / (1 + np.exp(-scores_BT))).astype(np.float32)
         return scores_BT
+
+    def _stacked(self, pictures: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return pictures as one array, whose memory is used again: fresh pages would cost more than the copy.
+
+        A model that takes just so many pictures gets whatever lies behind the last one, and its scores are cut off.
+        """
+        count = self._batch or len(pictures)
+        if self._buffer is None or len(self._buffer) < count:
+            self._buffer = np.zeros((count, *pictures[0].shape), np.float32)
+        for place, picture in enumerate(pictures):
+            self._buffer[place] = picture
+        return self._buffer[:count]
 
     def describe(self, batch: Sequence[NDArray[np.float32]], keys: Sequence[str]) -> list[Described]:
         """Return tags and the likeliest scores of prepared pictures.

@@ -17,7 +17,7 @@ from engine.captioning.texts import FolderTexts, MetadataTexts, Mode, combine
 from engine.display import duration
 from engine.errors import EngineError, safe_text
 
-_WRITES_BEHIND = 4  # Batches; bounds the memory when the disk is slower than the model.
+_WRITES_BEHIND = 64  # Batches of texts that may wait for a slow disk, which then takes them at once.
 
 Cancel = Callable[[], bool]
 
@@ -156,6 +156,7 @@ class _Writer:
         self._listener = listener
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="captions")
         self._waiting: deque[Future[None]] = deque()
+        self._pending: deque[dict[str, Described]] = deque()
         self._new: dict[str, str] = {}
         """Of a metadata file, which is written once at the end."""
         self.is_finished = False
@@ -197,9 +198,18 @@ class _Writer:
             keys = [key for key, _ in good]
             described = self._work.captioner.describe([prepared for _, prepared in good], keys)
             pairs = dict(zip(keys, described, strict=True))
-            self._waiting.append(self._pool.submit(self._write, pairs))
+            self._pending.append(pairs)
+            self._waiting.append(self._pool.submit(self._write_pending))
         while len(self._waiting) > _WRITES_BEHIND:
             self._waiting.popleft().result()
+
+    def _write_pending(self) -> None:
+        """Write all that waits: however slow the disk, the journal is made durable once for all of it."""
+        described: dict[str, Described] = {}
+        while self._pending:
+            described |= self._pending.popleft()
+        if described:
+            self._write(described)
 
     def _write(self, described: Mapping[str, Described]) -> None:
         work = self._work

@@ -35,21 +35,32 @@ DEEPDANBOORU_TAGS = [
 ]
 
 
-def write_onnx(path, rows, *, size, scale=1 / 255, name="input", batch="N", channels_first=False, is_logits=False):
-    """Write a model whose scores are the mean colour times weights plus a constant, clipped to 0..1."""
+def write_onnx(
+    path, rows, *, size, scale=1 / 255, name="input", batch="N", channels_first=False, is_logits=False, every=1
+):
+    """Write a model whose scores are the mean colour (of every n-th pixel) times weights plus a constant, in 0..1."""
     weights = np.array([row[-2] for row in rows], np.float32).T * np.float32(scale)
     constants = np.array([row[-1] for row in rows], np.float32)
     shape = [batch, 3, size, size] if channels_first else [batch, size, size, 3]
     axes = np.array([2, 3] if channels_first else [1, 2], np.int64)
     nodes = [
-        helper.make_node("ReduceMean", [name, "axes"], ["means"], keepdims=0),
+        helper.make_node("Slice", [name, "starts", "ends", "axes", "steps"], ["some"]),
+        helper.make_node("ReduceMean", ["some", "axes"], ["means"], keepdims=0),
         helper.make_node("MatMul", ["means", "weights"], ["weighted"]),
         helper.make_node("Add", ["weighted", "constants"], ["sums"]),
         helper.make_node(
             "Identity" if is_logits else "Clip", ["sums"] if is_logits else ["sums", "low", "high"], ["out"]
         ),
     ]
-    stored = {"axes": axes, "weights": weights, "constants": constants}
+    corner, steps = np.zeros(2, np.int64), np.full(2, every, np.int64)
+    stored = {
+        "starts": corner,
+        "ends": corner + size,
+        "steps": steps,
+        "axes": axes,
+        "weights": weights,
+        "constants": constants,
+    }
     if not is_logits:
         stored |= {"low": np.float32(0), "high": np.float32(1)}
     graph = helper.make_graph(
@@ -75,10 +86,10 @@ def _write_csv(folder: Path, rows) -> None:
 
 
 @cache
-def wd14_v14(size=448) -> Path:
-    """Return a folder of the v1.4 layout, which takes any number of pictures."""
+def wd14_v14(every=1) -> Path:
+    """Return a folder of the v1.4 layout, which takes any number of pictures; it may look at some pixels only."""
     folder = new_folder()
-    write_onnx(folder / "model.onnx", WD14_TAGS, size=size, name="input_1:0")
+    write_onnx(folder / "model.onnx", WD14_TAGS, size=448, name="input_1:0", every=every)
     _write_csv(folder, WD14_TAGS)
     return folder
 
