@@ -16,6 +16,7 @@ from engine.settings import SECTION_OF
 from engine.settings_io import LoadedSettings, load_run, relative_values
 from engine.states import FOLDER, MANIFEST, Progress, StateInfo, list_states, newest_intact, read_json, verify
 
+FROM_START = "start"  # Chosen like a state: step 0.
 _FREE_SECTIONS = {"saving", "sampling", "logging"}
 _FREE = {
     "max_train_epochs", "sdpa", "cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size",
@@ -58,7 +59,7 @@ def resume_run(
 
     Args:
         folder: The run folder.
-        chosen: A state's name, step or path; "" takes the newest intact one.
+        chosen: A state's name, step or path; "" takes the newest intact one, "start" none: training begins again.
         overrides: `key=value` texts, as for `train`.
         restarts: Start again at step 0 where no state is intact.
         accepts_changed_data: Go on with a data set that differs from the state's.
@@ -72,6 +73,8 @@ def resume_run(
         raise EngineError(f"{safe_text(str(folder))}: an engine is running in this folder; `sdtui attach` shows it")
     loaded = load_run(folder / "run.toml", overrides)
     loaded = replace(loaded, settings=loaded.settings.replace(output_dir=str(folder.resolve()), resume=None))
+    if chosen == FROM_START:
+        return loaded, Resume(source=None)
     state, damaged = _choose(folder, chosen, progress)
     notes = [_note("damaged-state", "warning", f"{bad.path.name} is passed over: {bad.reason}") for bad in damaged]
     if state is None:

@@ -16,7 +16,7 @@ def register(add: Add) -> None:
     sub.add_argument(
         "folder", type=Path, metavar="DIR", help="The run's folder, or one that holds several: they are listed."
     )
-    sub.add_argument("--from", dest="state", default="", metavar="STATE", help="A state's name, step or path.")
+    sub.add_argument("--from", dest="state", default="", metavar="STATE", help="A state: name, step, path; or start.")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="Change a setting.")
     sub.add_argument("--restart", action="store_true", help="Where no state is intact, start again at step 0.")
     sub.add_argument("--changed_data", action="store_true", help="Go on although pictures or captions have changed.")

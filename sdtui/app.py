@@ -30,6 +30,7 @@ from sdtui.widgets.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
 
 if TYPE_CHECKING:
     from engine.headless import EngineThread
+    from engine.resume import Resume
     from engine.settings_io import LoadedSettings
     from sdtui.driver import TerminalFile
 
@@ -237,8 +238,15 @@ class SdtuiApp(App[str]):
         recent.remember("run", event.path.absolute())
         self.open_screen("train", folder)
 
-    def start_here(self, loaded: "LoadedSettings") -> None:
-        """Train in this process and show the training screen."""
+    @work(group="dialog")
+    async def resume_run(self, folder: Path) -> None:
+        """Ask from which state a run goes on, and train on in this process."""
+        from sdtui.screens.resume_menu import ask_and_resume
+
+        await ask_and_resume(self, folder)
+
+    def start_here(self, loaded: "LoadedSettings", resume: "Resume | None" = None) -> None:
+        """Train in this process, perhaps from a state on, and show the training screen."""
         from engine.headless import start_in_thread
 
         if self.engine is not None and self.engine.is_running:
@@ -246,7 +254,7 @@ class SdtuiApp(App[str]):
             return
         log = RunFolder(Path(loaded.settings.saving.output_dir)).log_path
         watcher = guard.RunWatcher(log, has_own_terminal=self.tty is not None)
-        self.engine = start_in_thread(loaded, listeners=[watcher])
+        self.engine = start_in_thread(loaded, listeners=[watcher], resume=resume)
         recent.remember("run", self.engine.folder.path)
         self.open_screen("train", self.engine.folder, self.engine)
 

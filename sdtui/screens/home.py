@@ -186,10 +186,14 @@ class HomeScreen(Screen[None]):
             self._app.open_typed(path)
 
     def action_resume(self) -> None:
-        """Say by name that resuming is not there yet."""
-        from engine.cli import LATER
-
-        self._say(LATER.get("resume", ""))
+        """Show the states of the selected run, else of the newest that stopped, to go on from."""
+        run = self.selected
+        if self.focused is not self._list("runs"):
+            run = next((run for run in self._runs if not run.is_alive and run.state != "finished"), run)
+        if run is None:
+            self._say("no run is listed here: o opens a run.toml, `sdtui resume DIR` goes on with any run folder")
+            return
+        self._app.resume_run(run.path)
 
     def action_attach(self) -> None:
         """Show the training screen of the selected run, else of the first that runs."""

@@ -283,8 +283,9 @@ class RunsScreen(Screen[None]):
             self.post_message(OpenRun(self._current.path))
 
     def action_resume(self) -> None:
-        """Say that resuming is not there."""
-        self._app.say("resume comes with exact resume, which this version does not have: c starts anew", "warning")
+        """Show the states of the run under the cursor, to go on from."""
+        if self._current:
+            self._app.resume_run(self._current.path)
 
     def action_clone(self) -> None:
         """Open the wizard with the settings of the run under the cursor."""

@@ -102,11 +102,11 @@ async def test_sorting_keeps_the_cursor_on_its_run(runs):
         assert [run.name for run in app.screen._shown] == sorted(run.name for run in app.screen._shown)
 
 
-async def test_resume_is_refused_by_name():
+async def test_resume_without_a_run_says_what_to_do():
     async with open_home() as (app, pilot):
         await press(pilot, "r")
 
-        assert "resume" in str(app.screen.query_one(StatusLine).render())
+        assert "sdtui resume DIR" in str(app.screen.query_one(StatusLine).render())
 
 
 async def test_attach_shows_the_run(runs):

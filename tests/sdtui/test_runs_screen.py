@@ -116,13 +116,6 @@ async def test_a_run_that_trains_is_left_alone(parent):
     assert (parent / "mychar-01").exists()
 
 
-async def test_resume_is_refused_by_name(parent):
-    """It is never faked."""
-    async with shown("runs", parent) as (app, pilot):
-        await press(pilot, "r")
-        assert "exact resume" in text_of(app)
-
-
 async def test_filter_and_sort(parent):
     """By name or state; Enter goes back to the list."""
     async with shown("runs", parent) as (app, pilot):
