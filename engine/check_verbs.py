@@ -1,4 +1,4 @@
-"""The verbs that start nothing: `check` and `plan`. Torch-free."""
+"""The verbs that start nothing: `check`, `plan` and `probe`. Torch-free at import."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli import DONE, WRONG
-from engine.errors import EngineError, Problem, ProblemsError, Values
+from engine.errors import EngineError, Problem, ProblemsError, Values, safe_text
 from engine.hardware import named_card
 from engine.settings_io import LoadedSettings, load_run
 
@@ -24,12 +24,20 @@ def register(add: Add) -> None:
         ("plan", "Say what training a run.toml would do.", _plan),
     ):
         sub = add(name, text, verb)
-        sub.add_argument("run", type=Path, metavar="RUN.toml")
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="Change a setting; KEY= is its default."
-        )
-        sub.add_argument("--json", action="store_true", help="Print one JSON document on stdout.")
+        _add_run(sub)
         sub.add_argument("--gpu_arch", metavar="8.6", help="Compare with a card of this compute capability.")
+    probe = add("probe", "Measure on the model itself what its files do not tell; minutes without a card.", _probe)
+    _add_run(probe)
+    probe.add_argument("names", nargs="*", metavar="PROBE", help="prediction, vae or step; all of them if left out.")
+    probe.add_argument("--again", action="store_true", help="Measure anew what is known from before.")
+
+
+def _add_run(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", type=Path, metavar="RUN.toml")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="Change a setting; KEY= is its default."
+    )
+    sub.add_argument("--json", action="store_true", help="Print one JSON document on stdout.")
 
 
 def _check(parsed: argparse.Namespace) -> int:
@@ -64,6 +72,24 @@ def _plan(parsed: argparse.Namespace) -> int:
         print_plan(document)
         print_problems(found.problems)
     return WRONG if found.has_errors else DONE
+
+
+def _probe(parsed: argparse.Namespace) -> int:
+    from engine.headless import cache_dir_for
+    from engine.probe_results import PROBES
+    from engine.probing import probe_run
+
+    unknown = [name for name in parsed.names if name not in PROBES]
+    if unknown:
+        raise EngineError(f"{safe_text(unknown[0])} is no probe: give {', '.join(PROBES)}, or none for all")
+    loaded = load_run(parsed.run, parsed.set)
+    results = []
+    for result in probe_run(loaded, parsed.names, cache_dir=cache_dir_for(loaded), anew=parsed.again):
+        results.append(result)
+        _say(f"{result.name}: {result.message}")
+    if parsed.json:
+        _dump([result.as_json() for result in results], indent=1)
+    return DONE
 
 
 def _inspect(loaded: LoadedSettings, parsed: argparse.Namespace) -> Any:  # noqa: ANN401 - imported late

@@ -11,14 +11,18 @@ from engine.errors import EngineError, Problem, ProblemsError
 from engine.hardware import Card, graphics_cards
 from engine.outlay import disk_bytes, disk_needs
 from engine.preflight import Files, completed, look_at_files
+from engine.probe_results import known_results
 from engine.rules import find_problems
 from engine.rules.machine import RULES as MACHINE_RULES
 from engine.rules.machine import MachineSubject
 from engine.rules.plan import RULES as PLAN_RULES
 from engine.rules.plan import PlanSubject
+from engine.rules.probed import RULES as PROBE_RULES
+from engine.rules.probed import ProbedSubject
 from engine.rules.rule import applied
 from engine.settings import SECTION_OF, Settings
 from engine.settings_io import LoadedSettings
+from engine.speed import device_name
 
 if TYPE_CHECKING:
     from engine.plan import Plan
@@ -70,6 +74,8 @@ def inspect_run(loaded: LoadedSettings, *, cache_dir: Path, card: Card | None = 
         available_bytes=psutil.virtual_memory().available,
     )
     problems += applied(MACHINE_RULES, subject, loaded.places)
+    results = known_results(cache_dir, files.source, settings, cards[0].name if cards else device_name())
+    problems += applied(PROBE_RULES, ProbedSubject(settings=settings, results=results), loaded.places)
     return Inspection(
         problems=_unique(problems),
         files=files,

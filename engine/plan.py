@@ -165,7 +165,8 @@ class Plan:
         import numpy as np
 
         area_K = np.array([bucket.size[0] * bucket.size[1] for bucket in self.buckets], np.float64)
-        cut_N: NDArray[np.float64] = 1 - area_K[self.bucket_N] / self.resized_N2.astype(np.int64).prod(axis=1)
+        resized_N2 = self.resized_N2.astype(np.float64)
+        cut_N: NDArray[np.float64] = 1 - area_K[self.bucket_N] / (resized_N2[:, 0] * resized_N2[:, 1])
         return cut_N
 
     def caption(self, row: int, repeat: int, *, epoch: int, step: int) -> str:

@@ -72,7 +72,7 @@ def forecast_seconds(found: Inspection) -> tuple[float | None, str]:
     device = found.card.name if found.card else device_name()
     speed = known_speed(found.cache_dir, key_of(plan.settings, found.files.info, device))
     if speed is None:
-        return None, "no run or probe with these settings was measured on this machine; check --probe measures a step"
+        return None, "no run with these settings was measured on this machine; `probe RUN.toml step` measures a step"
     samples = times_sampled(plan) * len(prompts_of(plan))
     seconds = run_seconds(speed, _kinds_of_steps(plan), steps=plan.steps, saves=times_saved(plan), samples=samples)
     measured = {(point.bucket, point.images) for point in speed.points}

@@ -5,6 +5,7 @@ from typing import Any
 
 from engine.dataset.findings import TEXTS
 from engine.rules import SETTINGS_RULES, machine, model, plan
+from engine.rules.probed import RULES as PROBED_RULES
 from engine.rules.rule import Rule
 
 # By heading: what a rule looks at.
@@ -13,6 +14,7 @@ ALL_RULES: Mapping[str, tuple[Rule[Any], ...]] = {
     "The model's file": model.RULES,
     "Pictures, captions and the plan": plan.RULES,
     "The machine": machine.RULES,
+    "What `probe` has measured": PROBED_RULES,
 }
 
 _OTHERS = (

@@ -154,7 +154,8 @@ def much_cut(subject: PlanSubject) -> Iterator[Finding]:
 def enlarged(subject: PlanSubject) -> Iterator[Finding]:
     """Pictures are smaller than they are trained."""
     plan = subject.plan
-    factor_N = (plan.resized_N2 / plan.catalog.sizes_N2).max(axis=1)
+    factor_N2 = plan.resized_N2 / plan.catalog.sizes_N2
+    factor_N = factor_N2[:, 0].clip(min=factor_N2[:, 1])
     count = int((factor_N > 1).sum())
     if not count:
         return

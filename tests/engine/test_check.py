@@ -154,7 +154,7 @@ def test_a_plan_knows_the_time_after_a_run_of_its_kind(tmp_path, capsys):
     assert 4000 * 0.001 < known["seconds"] < 4000 * 60
     assert "measured on" in known["seconds_reason"]
     assert unknown["seconds"] is None
-    assert "no run or probe" in unknown["seconds_reason"]
+    assert "no run with" in unknown["seconds_reason"]
     (key,) = json.loads((cache_dir_for(loaded) / "speed.json").read_text())
     assert key.startswith(device_name())
 
