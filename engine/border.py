@@ -13,6 +13,7 @@ from engine.control import Control
 from engine.errors import EngineError, safe_text
 from engine.events import Continued, Finished, Interrupted, Paused, Requested, Sampled, Saved, Started
 from engine.last_save import save_at_last
+from engine.loading import Window, WindowLoader
 from engine.optim import averaged
 from engine.parts import Parts
 from engine.plan import Plan
@@ -85,6 +86,23 @@ class Border:
         if settings.sampling.sample_at_first and step == 0:
             self._sample(step=0)
         return self._answer_requests(step)
+
+    def next_window(self, windows: WindowLoader, step: int) -> Window:
+        """Return the next window; pictures left out of it are told, and where it can't be had the model is saved first.
+
+        Raises:
+            EngineError: A picture can't be read, and skip_bad_images is not set.
+        """
+        try:
+            window = next(windows)
+        except EngineError:
+            if self.parts.ranks.world == 1 and step > 0:
+                due = Due(occasion="stop", stem=f"{self.parts.settings.saving.output_name}-step{step:08d}")
+                self.save(due, step=step, is_last=True)
+            raise
+        for refusal in (refusal for batch in window for refusal in batch.refusals):
+            self.tell.warn("bad-image", refusal)
+        return window
 
     def after(self, step: int) -> str:
         """Save and sample what is due, answer requests, wait out a pause; return why to stop, or "".

@@ -3,7 +3,7 @@
 Dimension key: B images, C latent channels, h x w latent size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,8 +25,8 @@ from engine.loading import LoadedBatch, Window
 from engine.masks import Masks
 from engine.models.sd import StableDiffusion
 from engine.npz import find_npz
-from engine.pixels import PixelJob, load_many
-from engine.plan import Batch, Plan
+from engine.pixels import PictureError, PixelJob, Pixels, read_patiently
+from engine.plan import Batch, Plan, without
 from engine.ranks import Ranks
 from engine.settings import Settings
 from engine.telling import Teller
@@ -35,6 +35,8 @@ from engine.text_cache import TextStates
 from engine.tokens import ClipTokenizer
 
 TEXT_MEMORY_SHARE = 0.25  # Of the memory that is free: states of many different captions are encoded at each step.
+
+MOST_NAMED = 50  # Of pictures that are left out, one warning each.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,6 +51,8 @@ class WindowSource:
     ranks: Ranks
     masks: Masks | None = None
     _seen: dict[int, str] = field(default_factory=dict)
+    _refused: set[str] = field(default_factory=set)
+    """Why pictures could not be read, so that each is told once."""
 
     def contents(self) -> dict[int, str]:
         """Return the content hashes that are known, by row of the catalog."""
@@ -101,14 +105,25 @@ class WindowSource:
     def _decoded(
         self, batch: Batch, conditioning: Conditioning, jobs: Sequence[PixelJob], masks_B1hw: Tensor | None
     ) -> LoadedBatch:
-        pictures = list(load_many(jobs, workers=loading_threads(self.settings), ahead=len(jobs)))
-        self._seen.update((row, picture.content) for row, picture in zip(batch.rows, pictures, strict=True))
+        loaded = read_patiently(jobs, workers=loading_threads(self.settings))
+        good = [pixels if isinstance(pixels, Pixels) else None for pixels in loaded]
+        bad = [pixels for pixels in loaded if isinstance(pixels, PictureError)]
+        if bad and (not self.plan.config.skip_bad_images or len(bad) == len(jobs)):
+            raise bad[0]
+        read = zip(batch.rows, good, strict=True)
+        self._seen.update((row, one.content) for row, one in read if one is not None)
+        new = [str(error) for error in bad if str(error) not in self._refused]
+        self._refused.update(new)
+        width, height = batch.bucket
+        blank_HWC = np.zeros((height, width, 3), np.uint8)
         return LoadedBatch(
             batch=batch,
             conditioning=conditioning,
-            pixels_BHWC=torch.from_numpy(np.stack([picture.pixels_HWC for picture in pictures])),
+            pixels_BHWC=torch.from_numpy(np.stack([blank_HWC if one is None else one.pixels_HWC for one in good])),
             masks_B1hw=masks_B1hw,
-            vae_seeds=tuple(vae_seed(picture.content) for picture in pictures),
+            vae_seeds=tuple(0 if one is None else vae_seed(one.content) for one in good),
+            weights_B=torch.tensor([float(one is not None) for one in good]) if bad else None,
+            refusals=tuple(f"{error}; it is left out ({len(self._refused)} pictures so far)" for error in new),
         )
 
     def _conditioning(self, captions: Sequence[str]) -> Conditioning:
@@ -130,9 +145,10 @@ def loading_threads(settings: Settings) -> int:
 
 def prepare_latents(
     settings: Settings, plan: Plan, model: StableDiffusion, *, cache_dir: Path, tell: Teller, ranks: Ranks
-) -> Latents | None:
+) -> tuple[Plan, Latents | None]:
     """Encode all pictures where that is asked for, in memory or on disk, and tell what came from sd-scripts' caches.
 
+    With skip_bad_images the plan comes back without the pictures that turned out not to be readable.
     Several processes share the work where they share a cache on disk; in memory each has all latents of its own.
 
     Raises:
@@ -140,7 +156,7 @@ def prepare_latents(
     """
     memory = settings.memory
     if not (memory.cache_latents or memory.cache_latents_to_disk):
-        return None
+        return plan, None
     cache = LatentCache(
         cache_dir if memory.cache_latents_to_disk else None,
         vae_fingerprint=fingerprint(model.vae),
@@ -166,13 +182,30 @@ def prepare_latents(
     if latents.refused_npz:
         message = f"{len(latents.refused_npz)} .npz files did not fit and were passed over: {latents.refused_npz[0]}"
         tell(Warned(code="npz-refused", message=message))
-    return latents
+    if latents.bad:
+        plan = without(plan, latents.bad)
+        _tell_left_out(latents.bad, tell)
+        latents = encode_jobs([_latent_job(plan, row) for row in range(plan.num_images)])
+    return plan, latents
+
+
+def _tell_left_out(bad: Mapping[Path, PictureError], tell: Teller) -> None:
+    """Name each picture that is left out; of very many the first."""
+    for error in list(bad.values())[:MOST_NAMED]:
+        tell.warn("bad-image", f"{error}; it is left out")
+    if len(bad) > MOST_NAMED:
+        tell.warn("bad-image", f"{len(bad)} pictures are left out in all, because they can't be read")
 
 
 def _latent_job(plan: Plan, row: int) -> LatentJob:
     job = plan.pixel_job(row)
     assert job.size is not None
-    return LatentJob(pixels=job, flip=plan.subset_of(row).augment.flip_aug, npz=find_npz(job.path, job.size))
+    return LatentJob(
+        pixels=job,
+        flip=plan.subset_of(row).augment.flip_aug,
+        npz=find_npz(job.path, job.size),
+        is_optional=plan.config.skip_bad_images,
+    )
 
 
 def prepare_text(

@@ -36,6 +36,8 @@ class LatentJob:
     pixels: PixelJob
     flip: bool = False
     npz: Path | None = None
+    is_optional: bool = False
+    """Leave the picture out if it can't be read, instead of stopping."""
 
     @property
     def bucket(self) -> Size:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.latent_cache import LatentCache, LatentJob, Picture, take_npz
-from engine.pixels import Pixels, load_many
+from engine.pixels import PictureError, Pixels, try_many
 from engine.rng import seed_for
 from engine.shards import ABSENT, DamagedRecordsError
 
@@ -27,6 +28,7 @@ __all__ = ["LatentCache", "LatentJob", "Latents", "encode_latents", "encode_with
 Encode = Callable[[Tensor, Sequence[int]], Tensor]  # images (B, H, W, 3) uint8, a seed each -> latents (B, C, h, w).
 Progress = Callable[[int, int], None]  # Pictures done, pictures to do.
 Loaded = tuple[Picture, Pixels]
+Bad = dict[Path, PictureError]  # Pictures that are left out, and why.
 
 _WRITES_BEHIND = 4
 
@@ -34,12 +36,16 @@ _WRITES_BEHIND = 4
 class Latents:
     """The encoded latents of a list of jobs, read by position.
 
-    `from_npz` counts those taken from sd-scripts' caches, `refused_npz` says which of these didn't fit and why.
+    `from_npz` counts those taken from sd-scripts' caches, `refused_npz` says which of these didn't fit and why,
+    `bad` which optional pictures have no latents and why.
     """
 
-    def __init__(self, pictures: list[Picture], cache: LatentCache, encode: Encode, refused_npz: Iterable[str]) -> None:
+    def __init__(
+        self, pictures: list[Picture], cache: LatentCache, encode: Encode, *, refused_npz: Iterable[str], bad: Bad
+    ) -> None:
         self.from_npz = sum(picture.job.npz is not None for picture in pictures)
         self.refused_npz = tuple(refused_npz)
+        self.bad = bad
         self.pictures = pictures
         self.rows = cache.rows(pictures)
         self._cache = cache
@@ -94,18 +100,20 @@ def encode_latents(
     """Encode what the cache doesn't hold, batch by batch and bucket by bucket, and return the latents of all jobs.
 
     Threads decode ahead and one writes behind, while `encode` keeps the device busy. Several processes may share the
-    work: each calls this with its part of the jobs, and then all with all jobs.
+    work: each calls this with its part of the jobs, and then all with all jobs. Optional pictures that can't be
+    read have no latents and are in `bad` of what is returned.
 
     Raises:
-        EngineError: A picture can't be read, the VAE fails on it, or the cache can't be written.
+        PictureError: A picture that is not optional can't be read.
+        EngineError: The VAE fails on it, or the cache can't be written.
     """
     checked, refused_npz = take_npz(jobs, cache)
     pictures = cache.look_up(checked)
-    todo = cache.missing(pictures)
+    todo, bad = cache.missing(pictures), {}
     if todo:
-        _encode_all(todo, cache, encode, batch_size=batch_size, workers=workers, progress=progress)
+        bad = _encode_all(todo, cache, encode, batch_size=batch_size, workers=workers, progress=progress)
         pictures = cache.look_up(checked)
-    return Latents(pictures, cache, encode, refused_npz)
+    return Latents(pictures, cache, encode, refused_npz=refused_npz, bad=bad)
 
 
 def _encode_all(
@@ -116,18 +124,31 @@ def _encode_all(
     batch_size: int,
     workers: int,
     progress: Progress | None,
-) -> None:
+) -> Bad:
+    bad: Bad = {}
     todo = sorted(pictures, key=lambda picture: picture.job.bucket)  # Stable: within a bucket the order stays.
     cache.check_space(todo)
-    loads = load_many((picture.job.pixels for picture in todo), workers=workers, ahead=2 * batch_size + workers)
+    loads = try_many((picture.job.pixels for picture in todo), workers=workers, ahead=2 * batch_size + workers)
     try:
         with closing(loads), closing(_WriteBehind(cache)) as writer:
-            for done, batch in _batches(zip(todo, loads, strict=True), batch_size):
+            for done, batch in _batches(_readable(zip(todo, loads, strict=True), bad), batch_size):
                 _encode_batch(batch, cache, encode, writer)
                 if progress is not None:
                     progress(done, len(todo))
     finally:
         cache.sync()
+    return bad
+
+
+def _readable(loaded: Iterable[tuple[Picture, Pixels | PictureError]], bad: Bad) -> Iterator[Loaded]:
+    """Yield the pictures that could be read; optional ones that could not are added to `bad`."""
+    for picture, pixels in loaded:
+        if isinstance(pixels, Pixels):
+            yield picture, pixels
+        elif picture.job.is_optional:
+            bad[picture.job.pixels.path] = pixels
+        else:
+            raise pixels
 
 
 def encode_with_vae(vae: nn.Module, images_BHWC: Tensor, seeds: Sequence[int]) -> Tensor:

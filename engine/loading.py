@@ -27,6 +27,10 @@ class LoadedBatch:
     pixels_BHWC: Tensor | None = None
     vae_seeds: tuple[int, ...] = ()
     masks_B1hw: Tensor | None = None
+    weights_B: Tensor | None = None
+    """What each picture counts: 0 where it can't be read and is left out; None where all count 1."""
+    refusals: tuple[str, ...] = ()
+    """Why pictures are left out, each told once in a run."""
     is_spare: bool = False
     """Trained with weight zero: every process takes part in a step, also where it has no batch of its own in it."""
 
@@ -34,6 +38,11 @@ class LoadedBatch:
     def images(self) -> int:
         """The number of images."""
         return len(self.batch.rows)
+
+    @property
+    def left_out(self) -> int:
+        """The number of pictures that do not count."""
+        return 0 if self.weights_B is None else self.images - int(self.weights_B.sum())
 
 
 Window = tuple[LoadedBatch, ...]

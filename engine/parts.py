@@ -205,7 +205,7 @@ def prepare(
     prepared, optimizer = accelerator.prepare(denoiser, optimizer)
     return Parts(
         settings=settings,
-        plan=plan,
+        plan=source.plan,
         accelerator=accelerator,
         model=model,
         denoiser=prepared,
@@ -243,7 +243,7 @@ def _source(
     settings: Settings, plan: Plan, model: StableDiffusion, *, cache_dir: Path, tell: Teller, ranks: Ranks
 ) -> WindowSource:
     """Encode what can be encoded once, and return what makes batches of it."""
-    latents = prepare_latents(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
+    plan, latents = prepare_latents(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
     masks = prepare_masks(
         plan,
         cache_dir=cache_dir if settings.memory.cache_latents_to_disk else None,

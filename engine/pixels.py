@@ -6,9 +6,10 @@ OpenCV's area filter when shrinking, Pillow's Lanczos when growing. Torch-free.
 
 import hashlib
 import struct
+import time
 import zlib
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -31,6 +32,7 @@ Array = NDArray[np.uint8]
 PIXELS_VERSION = 1  # Part of every cache key: count up whenever a rule of this file changes what comes out.
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 1 << 30
+RETRY_SECONDS = (0.1, 0.4)  # Two further attempts at a picture that a step needs.
 WHITE = (255, 255, 255)
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF", "JXL")  # Never EPS: Pillow hands it to Ghostscript.
@@ -73,6 +75,10 @@ _DECODER_ERRORS = (
 )
 
 
+class PictureError(EngineError):
+    """A picture that can't be trained on: missing, damaged, too large, or replaced by another since the scan."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelJob:
     """What to make of a picture; sizes are (width, height), the crop (left, top, right, bottom) of the resized one.
@@ -111,13 +117,13 @@ def load_pixels(job: PixelJob) -> Pixels:
     """Read and decode a picture once.
 
     Raises:
-        EngineError: It is missing, damaged, too large, of another format, or not the picture that was planned with.
+        PictureError: It is missing, damaged, too large, of another format, or not the picture that was planned with.
     """
     data = _read(job.path)
     try:
         pixels = _decode(data, job)
     except _DECODER_ERRORS as error:
-        raise EngineError(f"{_shown(job)}: {_reason(error)}; replace it or take it out of the data set") from error
+        raise PictureError(f"{_shown(job)}: {_reason(error)}; replace it or take it out of the data set") from error
     return Pixels(pixels_HWC=_finish(pixels, job), content=content_hash(data))
 
 
@@ -138,18 +144,49 @@ def load_many(jobs: Iterable[PixelJob], *, workers: int, ahead: int) -> Generato
     """Yield the pixels of each job, in order, while threads decode up to `ahead` further ones.
 
     Threads rather than processes: the decoders release the interpreter lock, and nothing needs to be copied across.
+
+    Raises:
+        PictureError: One can't be trained on.
     """
-    waiting: deque[Future[Pixels]] = deque()
+    for pixels in try_many(jobs, workers=workers, ahead=ahead):
+        if isinstance(pixels, PictureError):
+            raise pixels
+        yield pixels
+
+
+def try_many(jobs: Iterable[PixelJob], *, workers: int, ahead: int) -> Generator[Pixels | PictureError, None, None]:
+    """Yield the pixels of each job, in order, or why there are none."""
+    waiting: deque[Future[Pixels | PictureError]] = deque()
     pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="pixels", initializer=_one_thread)
     try:
         for job in jobs:
-            waiting.append(pool.submit(load_pixels, job))
+            waiting.append(pool.submit(_try_pixels, job))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_patiently(jobs: Sequence[PixelJob], *, workers: int) -> list[Pixels | PictureError]:
+    """Return the pixels of each job or why there are none, after further attempts: a file may be being replaced."""
+    found = list(try_many(jobs, workers=workers, ahead=len(jobs)))
+    for seconds in RETRY_SECONDS:
+        bad = [place for place, pixels in enumerate(found) if isinstance(pixels, PictureError)]
+        if not bad:
+            break
+        time.sleep(seconds)
+        for place in bad:
+            found[place] = _try_pixels(jobs[place])
+    return found
+
+
+def _try_pixels(job: PixelJob) -> Pixels | PictureError:
+    try:
+        return load_pixels(job)
+    except PictureError as error:
+        return error
 
 
 def content_hash(data: bytes) -> str:
@@ -198,14 +235,14 @@ def _read(path: Path) -> bytes:
     shown = safe_text(str(path))
     try:
         if not path.is_file():  # A named pipe would block for ever.
-            raise EngineError(f"{shown}: {'not a regular file' if path.exists() else 'no such file'}")
+            raise PictureError(f"{shown}: {'not a regular file' if path.exists() else 'no such file'}")
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise EngineError(f"{shown}: larger than 1 GiB, so it is left unread; save it smaller")
+            raise PictureError(f"{shown}: larger than 1 GiB, so it is left unread; save it smaller")
         data = path.read_bytes()
     except OSError as error:
-        raise EngineError(f"{shown}: can't be read ({error.strerror or error})") from error
+        raise PictureError(f"{shown}: can't be read ({error.strerror or error})") from error
     if not data:
-        raise EngineError(f"{shown}: the file is empty; replace it or take it out of the data set")
+        raise PictureError(f"{shown}: the file is empty; replace it or take it out of the data set")
     return data
 
 
@@ -214,7 +251,7 @@ def _decode(data: bytes, job: PixelJob) -> Array:
     with Image.open(BytesIO(data), formats=_formats()) as image:
         if image.width * image.height > job.max_pixels:
             limit = f"{job.max_pixels / 1e6:g} megapixels"
-            raise EngineError(
+            raise PictureError(
                 f"{_shown(job)}: {image.width}x{image.height} is over the limit of {limit}; save it smaller"
             )
         is_plain = _is_plain(image) and not job.shows_alpha
@@ -241,7 +278,7 @@ def _upright(pixels_HWC: Array, orientation: int) -> Array:
 def _check_size(job: PixelJob, size: Size) -> None:
     if job.size is not None and size != job.size:
         found, planned = f"{size[0]}x{size[1]}", f"{job.size[0]}x{job.size[1]}"
-        raise EngineError(f"{_shown(job)}: is {found} but was {planned} when the data set was scanned; scan it again")
+        raise PictureError(f"{_shown(job)}: is {found} but was {planned} when the data set was scanned; scan it again")
 
 
 def _least_size(job: PixelJob, *, is_turned: bool) -> Size | None:

@@ -3,7 +3,7 @@
 Dimension key: N pictures, M items (a picture once for each repeat), K buckets of all data sets.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -314,6 +314,21 @@ def plan_of(settings: Settings, config: DatasetConfig, catalog: Catalog, *, proc
         processes=processes,
         held_out_N=held_out_N,
     )
+
+
+def without(plan: Plan, paths: Collection[Path]) -> Plan:
+    """Return the plan of the same run without some pictures.
+
+    Raises:
+        EngineError: There is none left.
+    """
+    import numpy as np
+
+    catalog = plan.catalog
+    kept = np.array([row for row, path in enumerate(catalog.paths) if Path(path) not in paths], np.int64)
+    if not len(kept):
+        raise EngineError(f"not one of the {len(catalog)} pictures can be read; look at them with `sdtui check`")
+    return plan_of(plan.settings, plan.config, catalog.only(kept), processes=plan.processes)
 
 
 def _held_out(

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from engine.curves import learning_rate_at
 from engine.diffusion import add_noise, draw_for_batch, target_for
 from engine.errors import EngineError, safe_text
 from engine.events import Step
+from engine.halving import Halver
 from engine.hardware import peak_memory_bytes
 from engine.loading import LoadedBatch, Window
 from engine.losses import loss_per_image
@@ -51,15 +53,16 @@ def train(
     stopped_by, step, began = border.before(first_step), first_step, time.perf_counter()
     with parts.windows(first_step) as windows:
         while step < plan.steps and not stopped_by:
-            window, batches = next(windows), plan.window(step)
+            window, batches = border.next_window(windows, step), plan.window(step)
             wait_seconds = time.perf_counter() - began
-            # Only dropout inside the model draws from the global generator.
-            torch.manual_seed(seed_for(settings.training.seed, "model", step, *ranks.key))
             images = sum(len(batch.rows) for batch in batches)
+            counted = max(1, images - sum(batch.left_out for batch in window))
             rate = set_learning_rates(optimizer, learning_rate_at(step, plan.steps, settings.optimizer))
-            updater.begin(step)
             # Divided by the window's images, not by its batches: buckets leave short batches all the time.
-            results_2B = ranks.gathered(_train_window(parts, window, share=ranks.world / images), batches)
+            attempt, begin = partial(_train_window, parts, share=ranks.world / counted), partial(_begin, parts, step)
+            if step == first_step + 1 and parts.is_on_card:
+                halver.try_largest(plan, parts.source.load_batch, attempt, begin=begin)
+            results_2B = ranks.gathered(halver.run(window, attempt, begin=begin), batches)
             # The step's one wait for the device: losses, timesteps and norm come back together.
             *numbers, grad_norm = torch.cat([results_2B.flatten(), updater.clip().to(results_2B).reshape(1)]).tolist()
             losses, timesteps = numbers[:images], [int(number) for number in numbers[images:]]
@@ -72,7 +75,7 @@ def train(
             tell(
                 Step(
                     step=step,
-                    loss=sum(losses) / images,
+                    loss=sum(losses) / counted,
                     learning_rate=rate,
                     adapted_rate=adapted_rate(optimizer),
                     grad_norm=grad_norm,
@@ -90,6 +93,13 @@ def train(
             began = time.perf_counter()
     border.end(step, stopped_by)
     return Ending(step=step, stopped_by=stopped_by)
+
+
+def _begin(parts: Parts, step: int) -> None:
+    """Start a step, perhaps anew: no gradients, and what it draws from the global generator, dropout, is its own."""
+    parts.optimizer.zero_grad(set_to_none=True)
+    torch.manual_seed(seed_for(parts.settings.training.seed, "model", step, *parts.ranks.key))
+    parts.updater.begin(step)
 
 
 def _train_window(parts: Parts, window: Window, *, share: float) -> Tensor:
@@ -114,6 +124,8 @@ def _train_batch(parts: Parts, loaded: LoadedBatch, *, share: float) -> Tensor:
     prediction_BChw = parts.denoiser(noisy_BChw, draws.timesteps_B, parts.conditioning_of(loaded))
     masks_B1hw = parts.masks_of(loaded)
     losses_B = loss_per_image(prediction_BChw, target_BChw, draws.timesteps_B, settings.loss, schedule, masks_B1hw)
+    if loaded.weights_B is not None:
+        losses_B = losses_B * loaded.weights_B.to(losses_B)
     parts.updater.backward(losses_B.sum() * share)
     return torch.stack([losses_B.detach(), draws.timesteps_B.to(losses_B)])
 

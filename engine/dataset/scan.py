@@ -68,6 +68,21 @@ class Catalog:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def only(self, rows: NDArray[np.int64]) -> "Catalog":
+        """Return the catalog of some of the pictures, with all its problems."""
+        return Catalog(
+            keys=[self.keys[row] for row in rows],
+            paths=[self.paths[row] for row in rows],
+            sizes_N2=self.sizes_N2[rows],
+            orientations_N=self.orientations_N[rows],
+            captions=[self.captions[row] for row in rows],
+            subsets_N=self.subsets_N[rows],
+            repeats_N=self.repeats_N[rows],
+            modified_N=self.modified_N[rows],
+            file_sizes_N=self.file_sizes_N[rows],
+            problems=self.problems,
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class _Columns:
