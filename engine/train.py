@@ -3,9 +3,7 @@
 Dimension key: B images of a batch, C latent channels, h x w latent size; 2 = losses and timesteps.
 """
 
-import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,15 +14,14 @@ from engine.border import Border
 from engine.control import Control
 from engine.curves import learning_rate_at
 from engine.diffusion import add_noise, draw_for_batch, target_for
-from engine.errors import EngineError, safe_text
 from engine.events import Step
+from engine.finite import check_finite
 from engine.halving import Halver
 from engine.hardware import peak_memory_bytes
 from engine.loading import LoadedBatch, Window
 from engine.losses import loss_per_image
 from engine.optim import adapted_rate, set_learning_rates
 from engine.parts import Parts
-from engine.plan import Batch
 from engine.rng import seed_for
 from engine.telling import Teller
 
@@ -66,7 +63,7 @@ def train(
             # The step's one wait for the device: losses, timesteps and norm come back together.
             *numbers, grad_norm = torch.cat([results_2B.flatten(), updater.clip().to(results_2B).reshape(1)]).tolist()
             losses, timesteps = numbers[:images], [int(number) for number in numbers[images:]]
-            _check_finite(parts, batches, losses, grad_norm, step=step + 1)
+            check_finite(parts, batches, (losses, timesteps, grad_norm), step=step + 1, rate=rate)
             updater.apply()
             if parts.ema is not None:
                 parts.ema.update()
@@ -128,22 +125,3 @@ def _train_batch(parts: Parts, loaded: LoadedBatch, *, share: float) -> Tensor:
         losses_B = losses_B * loaded.weights_B.to(losses_B)
     parts.updater.backward(losses_B.sum() * share)
     return torch.stack([losses_B.detach(), draws.timesteps_B.to(losses_B)])
-
-
-def _check_finite(parts: Parts, batches: Sequence[Batch], losses: list[float], grad_norm: float, *, step: int) -> None:
-    """Stop before an update that would poison the weights.
-
-    Raises:
-        EngineError: A loss is not finite, or a gradient is and fp16's loss scaling is not there to expect it.
-    """
-    rows = [row for batch in batches for row in batch.rows]
-    bad = [row for row, loss in zip(rows, losses, strict=True) if not math.isfinite(loss)]
-    if not bad and (math.isfinite(grad_norm) or parts.is_scaled):
-        return
-    named = ", ".join(safe_text(parts.plan.catalog.keys[row]) for row in (bad or rows)[:5])
-    what = "loss" if bad else "gradient"
-    after = "some weights were updated" if parts.updater.is_fused and not bad else "nothing was updated"
-    raise EngineError(
-        f"the {what} of step {step} is not finite, with {named}; {after}: "
-        "look at these pictures, lower learning_rate, or use mixed_precision=bf16 or no"
-    )

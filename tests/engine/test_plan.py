@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from engine.errors import EngineError
+from engine.outlay import disk_bytes, num_saves
 from engine.plan import make_plan
-from engine.report import disk_bytes, num_saves, plan_report
+from engine.report import plan_report
 from engine.settings_io import load_run
 
 from .run_support import BATCHES, GOLDEN, SIZES, loaded_run, pictures, write_pictures
