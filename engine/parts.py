@@ -233,7 +233,7 @@ def fill_caches(settings: Settings, plan: Plan, *, cache_dir: Path, tell: Teller
     accelerator = _accelerator(settings, ALONE)
     model = _load(settings, tell)
     _place_frozen(model, settings, accelerator.device, PRECISIONS[settings.memory.mixed_precision])
-    latents = prepare_latents(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ALONE)
+    plan, latents = prepare_latents(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ALONE)
     assert latents is not None, "cache_latents_to_disk is set"
     texts = prepare_text(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ALONE)
     return latents, None if texts is None else len(texts)
