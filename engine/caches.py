@@ -70,10 +70,15 @@ class WindowSource:
         batches = self.plan.window(step)
         own = self.ranks.share(batches)
         if not own:
-            return (replace(self._load_batch(batches[0], step), is_spare=True),)
-        return tuple(self._load_batch(batch, step) for batch in own)
+            return (replace(self.load_batch(batches[0], step), is_spare=True),)
+        return tuple(self.load_batch(batch, step) for batch in own)
 
-    def _load_batch(self, batch: Batch, step: int) -> LoadedBatch:
+    def load_batch(self, batch: Batch, step: int = 0) -> LoadedBatch:
+        """Return a batch as a step, counted from 0, shows it.
+
+        Raises:
+            EngineError: A picture can't be read.
+        """
         showings = list(zip(batch.rows, batch.repeats, strict=True))
         captions = [self.plan.caption(row, repeat, epoch=batch.epoch, step=step) for row, repeat in showings]
         drawn = [self.plan.augmentation(row, repeat, epoch=batch.epoch) for row, repeat in showings]

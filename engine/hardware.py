@@ -12,6 +12,8 @@ from engine.errors import EngineError, safe_text
 if TYPE_CHECKING:
     import torch
 
+_SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
@@ -104,3 +106,10 @@ def available_cores() -> int:
         return len(psutil.Process().cpu_affinity())
     except AttributeError:  # macOS has no affinity.
         return psutil.cpu_count() or 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory is short, in the words of CUDA, of Apple's mps or of the processor."""
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT_OF_MEMORY)

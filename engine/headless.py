@@ -14,7 +14,7 @@ from engine.dataset.ledger import DATASET_FILE, find_changes
 from engine.display import make_display
 from engine.errors import EngineError, Problem, ProblemsError, Severity, safe_text
 from engine.events import EventLog, Failed, Warned, rebuild_metrics
-from engine.hardware import share_cores
+from engine.hardware import is_out_of_memory, share_cores
 from engine.librarylog import library_log, quieten
 from engine.pixels import content_of_file
 from engine.plan import Plan, make_plan
@@ -145,7 +145,9 @@ def _new_folder(path: Path, stack: ExitStack, tell: Teller, *, keeps_log: bool) 
     made = missing_folders(path)
     folder = RunFolder.create(path)
     stack.callback(lambda: None if tell.has_started else folder.discard(made, keeps_log=keeps_log))
-    stack.enter_context(folder.locked())
+    notice = stack.enter_context(folder.locked())
+    if notice:
+        _log.warning("%s", notice)
     folder.refuse_run()  # Another engine may have come and gone since.
     folder.clear()
     return folder
@@ -155,7 +157,9 @@ def _old_folder(path: Path, stack: ExitStack) -> RunFolder:
     """Own the folder of a run that goes on, and remove what its end has left half done."""
     folder = RunFolder(path)
     folder.check_writable()
-    stack.enter_context(folder.locked())
+    notice = stack.enter_context(folder.locked())
+    if notice:
+        _log.warning("%s", notice)
     clear_leftovers(path)
     return folder
 
@@ -285,11 +289,11 @@ def _lost_process(error: Exception, ranks: Ranks) -> str:
 
 
 def _out_of_memory(error: Exception) -> str:
-    if type(error).__name__ != "OutOfMemoryError":
+    if not is_out_of_memory(error):
         return ""
     return (
-        "the graphics card ran out of memory: lower train_batch_size or resolution, set gradient_checkpointing, "
-        "mixed_precision=bf16, cache_latents or optimizer_type=AdamW8bit"
+        "memory ran out, and smaller batches did not help or were not possible: lower train_batch_size or resolution, "
+        "set gradient_checkpointing, mixed_precision=bf16, cache_latents or optimizer_type=AdamW8bit"
     )
 
 

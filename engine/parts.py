@@ -95,6 +95,11 @@ class Parts:
         """Whether fp16's loss scaling makes a gradient that is not finite an ordinary event."""
         return self.accelerator.scaler is not None
 
+    @property
+    def is_on_card(self) -> bool:
+        """Whether training runs on a graphics card, whose memory ends sooner than the computer's."""
+        return str(self.accelerator.device) != "cpu"
+
     def windows(self, first_step: int) -> WindowLoader:
         """Return the windows from a step on, loaded ahead."""
         return WindowLoader(self.source.load, first_step, self.plan.steps)

@@ -5,13 +5,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from engine.errors import EngineError, safe_text
 from engine.events import Event, EventTail, read_events
+from engine.lock import held, is_held
+from engine.space import refused
 
 Verb = Literal["stop", "pause", "continue", "save", "sample", "set"]
 _STARTED = b'{"kind":"started"'
@@ -109,10 +112,7 @@ class RunFolder:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            shown = safe_text(str(self.path))
-            raise EngineError(
-                f"output_dir {shown} can't be written ({error.strerror or error}); choose a folder you may write to"
-            ) from error
+            raise EngineError(f"output_dir {refused(self.path, error)}") from error
 
     def clear(self) -> None:
         """Remove the events of a run that was killed before it started; call while the folder is locked."""
@@ -134,36 +134,17 @@ class RunFolder:
             for folder in (self.requests_folder, *sorted(made, reverse=True)):
                 folder.rmdir()
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Own the folder while the block runs; the operating system frees the lock when the process dies.
+    def locked(self) -> AbstractContextManager[str]:
+        """Own the folder while the block runs; yields a notice where the disk knows no locks, else "".
 
         Raises:
-            EngineError: Another engine owns it.
+            EngineError: Another engine owns it, or one on another computer left its lock.
         """
-        with (self.path / "lock").open("a+b") as file:
-            # A viewer asking `is_alive` holds the lock for an instant.
-            if not _lock_within(file, attempts=4):
-                raise EngineError(f"{safe_text(str(self.path))}: an engine is already running in this folder")
-            file.truncate(0)
-            file.write(json.dumps({"pid": os.getpid(), "started": time.time()}).encode("ascii"))
-            file.flush()
-            try:
-                yield
-            finally:
-                file.truncate(0)
-                _unlock(file)
+        return held(self.path / "lock")
 
     def is_alive(self) -> bool:
         """Tell whether an engine owns the folder now."""
-        try:
-            with (self.path / "lock").open("r+b") as file:
-                if not _try_lock(file):
-                    return True
-                _unlock(file)
-        except OSError:
-            pass
-        return False
+        return is_held(self.path / "lock")
 
     def events(self) -> list[Event]:
         """Return all events that count."""
@@ -213,42 +194,3 @@ def _take(path: Path) -> Request | str:
         return f"{safe_text(path.name)}: not a request ({safe_text(str(error))})"
     finally:
         path.unlink(missing_ok=True)
-
-
-def _lock_within(file: IO[bytes], *, attempts: int) -> bool:
-    for _ in range(attempts):
-        if _try_lock(file):
-            return True
-        time.sleep(0.05)
-    return False
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        file.seek(0)
-        try:
-            # A byte far beyond the text, so that others can still read who owns the folder.
-            file.seek(1 << 20)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(file: IO[bytes]) -> None:
-        file.seek(1 << 20)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(file: IO[bytes]) -> None:
-        fcntl.flock(file, fcntl.LOCK_UN)

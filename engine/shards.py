@@ -12,6 +12,7 @@ record is first read, finds what did not arrive. Where a key stands twice, the l
 """
 
 import contextlib
+import errno
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ import psutil
 from numpy.typing import NDArray
 
 from engine.errors import EngineError, safe_text
+from engine.lock import try_lock
 from engine.space import NotWrittenError, writing
 
 KEY_BYTES = 16
@@ -312,7 +314,11 @@ def _claim(folder: Path, name: str, header: bytes) -> tuple[Path, IO[bytes]]:
     for number in range(_MOST_FILES):
         stem = folder / f"{name}-{number:03d}"
         lock = stem.with_suffix(".lock").open("ab")
-        if _try_lock(lock) and _is_of_kind(stem.with_suffix(".idx"), header):
+        outcome = try_lock(lock)
+        if outcome == "unknown":  # Two processes could write to one file.
+            lock.close()
+            raise OSError(errno.ENOLCK, "this disk knows no locks")
+        if outcome == "ours" and _is_of_kind(stem.with_suffix(".idx"), header):
             return stem, lock
         lock.close()
     raise EngineError(f"{safe_text(str(folder))}: {_MOST_FILES} cache files of {name} are in use; empty this folder")
@@ -323,20 +329,3 @@ def _is_of_kind(file: Path, header: bytes) -> bool:
         return True
     with file.open("rb") as index:
         return index.read(_HEADER_BYTES) == header
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    """Take the lock unless another process has it; the system frees it when this process ends in any way."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True

@@ -47,6 +47,7 @@ def train(
     settings, plan, optimizer, updater = parts.settings, parts.plan, parts.optimizer, parts.updater
     ranks = parts.ranks
     border = Border(parts=parts, tell=tell, control=control, resumed_from=resumed_from)
+    halver = Halver(tell=tell, can_retry=ranks.world == 1 and not updater.is_fused)
     stopped_by, step, began = border.before(first_step), first_step, time.perf_counter()
     with parts.windows(first_step) as windows:
         while step < plan.steps and not stopped_by:
