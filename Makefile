@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak check bench docs clean
+.PHONY: demo test soak check bench docs memory-table clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ bench: $(STAMP)  ## Print the tables of benchmarks/ (ratios within one run)
 
 docs: $(STAMP)  ## Write the generated pages and schemas anew
 	$(BIN)/python -m engine schema
+
+memory-table: $(STAMP)  ## Trace the memory table anew, after an update of diffusers (about an hour)
+	$(BIN)/python -m engine.memory_trace
 
 clean:
 	rm -rf $(VENV) sdtui-demo

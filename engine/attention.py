@@ -37,10 +37,15 @@ def enable_gradient_checkpointing(unet: nn.Module, text_encoder: nn.Module | Non
     """Keep only the inputs of each block and compute the rest again in the backward pass; gradients stay the same."""
     unet.enable_gradient_checkpointing()  # type: ignore[operator]
     if text_encoder is not None:
-        # transformers renames it: deprecated from 5.24 on, the only name in 5.3.
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        enable = next(getattr(text_encoder, name) for name in names if hasattr(text_encoder, name))
-        enable({"use_reentrant": False})  # The reentrant kind drops gradients where a block's inputs need none.
+        switch_on_checkpointing(text_encoder)
+
+
+def switch_on_checkpointing(text_encoder: nn.Module) -> None:
+    """Switch gradient checkpointing on in a model of transformers."""
+    # It is being renamed: deprecated from 5.24 on, the only name in 5.3.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable = next(getattr(text_encoder, name) for name in names if hasattr(text_encoder, name))
+    enable({"use_reentrant": False})  # The reentrant kind drops gradients where a block's inputs need none.
 
 
 def _head_widths(unet: nn.Module) -> set[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.cli import DONE, WRONG
 from engine.errors import EngineError, Problem, ProblemsError, Values, safe_text
-from engine.hardware import named_card
+from engine.hardware import card_to_compare
 from engine.settings_io import LoadedSettings, load_run
 
 Add = Callable[[str, str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
@@ -26,6 +26,7 @@ def register(add: Add) -> None:
         sub = add(name, text, verb)
         _add_run(sub)
         sub.add_argument("--gpu_arch", metavar="8.6", help="Compare with a card of this compute capability.")
+        sub.add_argument("--gpu_memory_gib", type=float, metavar="12", help="Compare with a card of this size.")
     probe = add("probe", "Measure on the model itself what its files do not tell; minutes without a card.", _probe)
     _add_run(probe)
     probe.add_argument("names", nargs="*", metavar="PROBE", help="prediction, vae or step; all of them if left out.")
@@ -96,7 +97,7 @@ def _inspect(loaded: LoadedSettings, parsed: argparse.Namespace) -> Any:  # noqa
     from engine.headless import cache_dir_for
     from engine.inspection import inspect_run
 
-    card = named_card(parsed.gpu_arch) if parsed.gpu_arch else None
+    card = card_to_compare(parsed.gpu_arch, parsed.gpu_memory_gib)
     return inspect_run(loaded, cache_dir=cache_dir_for(loaded), card=card)
 
 

@@ -21,7 +21,6 @@ DONE, FAILED, WRONG = 0, 1, 2
 LATER = {
     "attach": "the training screen belongs to sdtui: `sdtui attach DIR`, or follow events.jsonl in the run folder",
     "serve": "the app in a browser is not available yet",
-    "memory": "the graphics-memory forecast is not available yet",
 }
 
 
@@ -64,7 +63,7 @@ def _dispatch(words: list[str], program: str) -> int:
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
-    from engine import check_verbs, resume_verb
+    from engine import check_verbs, memory_verb, resume_verb
 
     parser = argparse.ArgumentParser(prog=program, description="Fine-tune all of Stable Diffusion.", allow_abbrev=False)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -80,6 +79,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     train.add_argument("--background", action="store_true", help="Return at once; the run goes on by itself.")
     train.add_argument("--announce", action="store_true", help=argparse.SUPPRESS)
     check_verbs.register(add)
+    memory_verb.register(add)
     fine_tune = add("fine_tune", "Train from the classic flags of sd-scripts' fine_tune.py.", _fine_tune)
     flags.add_setting_flags(fine_tune)
     convert = add("convert", "Convert between a single file and a diffusers folder, and compare.", _convert)

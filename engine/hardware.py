@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -57,6 +57,24 @@ def named_card(capability: str) -> Card:
         raise EngineError(f"--gpu_arch {safe_text(capability)}: give the compute capability, such as 8.6 or sm_86")
     number = (int(digits[:-1]), int(digits[-1]))
     return Card(name=f"compute {number[0]}.{number[1]}", total_bytes=0, free_bytes=0, capability=number)
+
+
+def card_to_compare(capability: str | None, memory_gib: float | None) -> Card | None:
+    """Return the card that a user names by `--gpu_arch` and `--gpu_memory_gib`, all of its memory free; None for none.
+
+    Raises:
+        EngineError: One of them is out of range.
+    """
+    if capability is None and memory_gib is None:
+        return None
+    card = named_card(capability) if capability else Card(name="", total_bytes=0, free_bytes=0, capability=(0, 0))
+    if memory_gib is None:
+        return card
+    if not 0 < memory_gib < 10_000:
+        raise EngineError(f"--gpu_memory_gib {memory_gib}: give the card's memory in GiB, such as 12")
+    num_bytes = round(memory_gib * (1 << 30))
+    name = f"{card.name} {memory_gib:g} GiB".strip()
+    return replace(card, name=name, total_bytes=num_bytes, free_bytes=num_bytes)
 
 
 def _card(pynvml: Any, index: int) -> Card:  # noqa: ANN401 - a module

@@ -9,7 +9,9 @@ import psutil
 
 from engine.errors import EngineError, Problem, ProblemsError
 from engine.hardware import Card, graphics_cards
-from engine.outlay import disk_bytes, disk_needs
+from engine.memory.forecast import Forecast
+from engine.memory.of_run import memory_outlook
+from engine.outlay import disk_bytes, disk_needs, prompts_of
 from engine.preflight import Files, completed, look_at_files
 from engine.probe_results import known_results
 from engine.rules import find_problems
@@ -42,6 +44,8 @@ class Inspection:
     disk: Mapping[str, int | None]
     """Bytes by kind; see `engine.outlay.disk_bytes`."""
     card: Card | None = None
+    memory: Forecast | None = None
+    """What the graphics card has to hold; None where the model is not known."""
     cache_dir: Path
 
     @property
@@ -76,6 +80,11 @@ def inspect_run(loaded: LoadedSettings, *, cache_dir: Path, card: Card | None = 
     problems += applied(MACHINE_RULES, subject, loaded.places)
     results = known_results(cache_dir, files.source, settings, cards[0].name if cards else device_name())
     problems += applied(PROBE_RULES, ProbedSubject(settings=settings, results=results), loaded.places)
+    prompts = prompts_of(plan) if plan else ()
+    outlook = memory_outlook(
+        settings, plan=plan, files=files, prompts=prompts, card=cards[0] if cards else None, cache_dir=cache_dir
+    )
+    problems += outlook.problems
     return Inspection(
         problems=_unique(problems),
         files=files,
@@ -83,6 +92,7 @@ def inspect_run(loaded: LoadedSettings, *, cache_dir: Path, card: Card | None = 
         facts=facts,
         disk=disk,
         card=cards[0] if cards else None,
+        memory=outlook.memory,
         cache_dir=cache_dir,
     )
 

@@ -34,7 +34,7 @@ def plan_report(found: Inspection) -> dict[str, Any]:
         "steps_per_epoch": plan.steps_per_epoch,
         "seconds": seconds,
         "seconds_reason": reason,
-        "memory": None,
+        "memory": found.memory.as_json() if found.memory else None,
         "disk": dict(found.disk),
         "duplicates": [[plan.catalog.keys[row] for row in group.rows] for group in facts.duplicates],
         "problems": [problem.as_json() for problem in found.problems],
@@ -141,6 +141,9 @@ def _costs(document: Mapping[str, Any]) -> Iterator[str]:
     seconds = document["seconds"]
     yield f"time: {duration(seconds) if seconds is not None else 'not known'}"
     yield f"  {document['seconds_reason']}"
+    memory = document["memory"]
+    if memory:
+        yield f"graphics memory: {size(memory['total_bytes'])}, most of it in the {memory['peak_phase']} phase"
     disk = document["disk"]
     shown = [
         (kind, disk[kind]) for kind in ("models", "states", "latents", "text", "samples", "events") if kind in disk

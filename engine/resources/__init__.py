@@ -1,7 +1,7 @@
-"""What a single model file does not hold: the configs of both families, and the CLIP tokenizer. Torch-free.
+"""What a single model file does not hold: the configs of the families, and the CLIP tokenizer. Torch-free.
 
-The files under sd1/ and sd2/ state the published architectures in diffusers' own format; clip_tokenizer/ is OpenAI's
-vocabulary (MIT), shared by both families.
+The files under sd1/, sd2/ and sdxl/ state the published architectures in diffusers' own format; clip_tokenizer/ is
+OpenAI's vocabulary (MIT), shared by all families.
 """
 
 import json
@@ -14,6 +14,7 @@ _FILES = {
     "unet": "unet/config.json",
     "vae": "vae/config.json",
     "text_encoder": "text_encoder/config.json",
+    "text_encoder_2": "text_encoder_2/config.json",
     "scheduler": "scheduler/scheduler_config.json",
     "pipeline": "model_index.json",
 }

@@ -1,0 +1,101 @@
+"""The tracer: against real allocations, the shipped table, the allocator's rules, the real optimizers."""
+
+from importlib.metadata import version
+from math import prod
+from typing import get_args
+
+import pytest
+
+from engine.memory.allocation import MIB, CachingAllocator
+from engine.memory.forecast import forecast
+from engine.memory.optimizers import COSTS, cost_of, state_bytes
+from engine.memory.own_table import table_for
+from engine.memory.request import Request
+from engine.memory.table import config_hash, family_table, shipped_table
+from engine.memory_trace.check import compare_with_cpu
+from engine.memory_trace.optimizers import measure_optimizer
+from engine.memory_trace.step import Case, Point, build_unet, trace_unet
+from engine.resources import family_config
+from engine.setting_types import OptimizerName
+
+TINY = {**family_config("sd1", "unet"), "block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 64,
+        "attention_head_dim": 4}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_the_trace_equals_real_allocations(is_checkpointed):
+    """Within 0.1 % of what torch's profiler sees on the CPU."""
+    case = Case(precision="single", is_checkpointed=is_checkpointed, attention="math")
+
+    traced, real = compare_with_cpu(TINY, case, Point(batch=2, height=32, width=32))
+
+    assert traced == pytest.approx(real, rel=1e-3)
+
+
+def test_the_shipped_table_is_of_this_diffusers():
+    """A small part is built anew: where it differs, `make memory-table` builds all of it."""
+    case = Case(precision="half", is_checkpointed=True, attention="fused")
+    ledger = trace_unet(build_unet(family_config("sd1", "unet")), case, Point(batch=3, height=72, width=56))
+
+    found = family_table("sd1").unet.case(case.name)
+    area = 72 * 56 / 4096
+    for is_backward, held in ((False, found.forward_peak(3, area, 1)), (True, found.backward_peak(3, area, 1))):
+        traced = max(sum(moment.held) for moment in ledger.moments if moment.is_backward == is_backward)
+        assert sum(held) * MIB == pytest.approx(traced, rel=1e-3)
+    assert shipped_table()["diffusers"] == version("diffusers")
+
+
+@pytest.mark.parametrize("family", [*shipped_table()["families"]])
+def test_the_shipped_table_is_of_the_shipped_configs(family):
+    """By their hash."""
+    assert config_hash(family_config(family, "unet")) == family_table(family).unet.hash
+
+
+def test_an_unknown_unet_is_traced_once(tmp_path):
+    """And kept in the cache folder."""
+    case = "mixed checkpointed fused"
+    table = table_for(TINY, "sd1", case, cache_dir=tmp_path)
+
+    assert table is not None
+    assert table_for(family_config("sd1", "unet"), "sd1", case, cache_dir=tmp_path) is None
+    (kept,) = (tmp_path / "memory").iterdir()
+    before = kept.stat().st_mtime_ns
+    assert table_for(TINY, "sd1", case, cache_dir=tmp_path) == table
+    assert kept.stat().st_mtime_ns == before
+    request = Request(
+        family="sd1", size=(256, 256), batch=1, chunks=1, precision="mixed", is_checkpointed=True, attention="fused",
+        optimizer="AdamW", encodes=False, unet=table,
+    )  # fmt: skip
+    assert forecast(request).by_part["weights"] < 40 * MIB
+
+
+def test_the_allocator_splits_and_merges():
+    """Small requests share a segment of 2 MiB; what is freed side by side becomes one block again."""
+    allocator = CachingAllocator()
+    first, second = allocator.allocate(600), allocator.allocate(MIB)
+    assert (allocator.reserved, allocator.allocated) == (2 * MIB, MIB + 1024)
+    allocator.release(first)
+    allocator.release(second)
+    large = [allocator.allocate(9 * MIB), allocator.allocate(9 * MIB)]
+    assert allocator.reserved == 22 * MIB
+    for block in large:
+        allocator.release(block)
+    allocator.allocate(20 * MIB)
+    assert allocator.reserved == 22 * MIB
+
+
+def test_every_optimizer_has_its_cost():
+    """None is guessed."""
+    assert set(COSTS) == set(get_args(OptimizerName))
+
+
+@pytest.mark.parametrize("name", [name for name in COSTS if "Paged" not in name])
+def test_costs_are_what_the_real_optimizers_take(name):
+    """State to a thousandth, temporary tensors not below the real ones; torch's own in the form that CUDA takes."""
+    shape = (256, 128, 3, 3)
+    cost = cost_of(name, {})
+    is_foreach = cost.is_whole and cost.is_per_tensor
+    measured = measure_optimizer(name, [shape], **({"foreach": True} if is_foreach else {}))
+
+    assert state_bytes(cost, [(1, shape)]) == pytest.approx(measured.state, rel=2e-3, abs=2048)
+    assert cost.temporary * prod(shape) >= measured.temporary - 16384
