@@ -162,6 +162,7 @@ KEYS: tuple[Key, ...] = (
         ("R", "reset_group", "Reset group", "Take every setting of the group back to its default."),
         ("c", "changed_only", "Changed", "Show only the settings that differ from their default."),
         ("y", "copy", "Copy", "Copy the setting as TOML."),
+        ("m", "fit_memory", "Fit", "Make the cheapest change that lets the run fit the graphics card."),
     ], hidden=True),
     *_keys("review", [
         ("s", "start_here", "Start", "Save and train here; the screen may be closed at any time."),

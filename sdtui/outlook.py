@@ -12,6 +12,7 @@ from engine.settings import SECTION_OF, Settings
 from sdtui import format as fmt
 from sdtui.dataset_file import publish
 from sdtui.draft import Draft, read_text
+from sdtui.memory_meter import memory_words
 from sdtui.pages import page_of
 
 if TYPE_CHECKING:
@@ -81,11 +82,13 @@ def marks(problems: Iterable[Problem]) -> dict[str, tuple[Severity, int]]:
     return found
 
 
-def forecast(plan: "Plan | None") -> str:
-    """Return what a run will take in a few words, from the plan alone; nothing while there is none."""
+def forecast(plan: "Plan | None", settings: Settings) -> str:
+    """Return what a run will take in a few words: of the card, and once there is a plan, of pictures and steps."""
+    memory = memory_words(settings, plan)
     if plan is None:
-        return ""
-    return f"{fmt.count(plan.num_images)} img  {fmt.count(plan.steps)} steps  {fmt.count(plan.epochs)} ep"
+        return memory
+    gap = "  " if memory else ""
+    return f"{memory}{gap}{fmt.count(plan.num_images)} img  {fmt.count(plan.steps)} steps  {fmt.count(plan.epochs)} ep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from sdtui.fixes import fix_text
 from sdtui.format import SEVERITY_MARKS, fit
 from sdtui.forms import ROWS, Row, rows_of, search, shown_choice
 from sdtui.keys import bindings
+from sdtui.memory_meter import cheapest_way, values_of
 from sdtui.messages import ChangeSettings, DraftChanged, FixProblem, PlanChanged, PlanFailed, Say
 from sdtui.pages import WizardPage
 from sdtui.presets import PRESETS
@@ -263,6 +264,15 @@ class OptionsPage(WizardPage):
             self.post_message(FixProblem(problem))
         else:
             self.screen.action_fix()  # type: ignore[attr-defined]
+
+    @work(thread=True, exclusive=True, group="fit")
+    def action_fit_memory(self) -> None:
+        """Make the cheapest change that lets the run fit the graphics card."""
+        way = cheapest_way(self.draft.settings, self.plan)
+        if way is None:
+            self.post_message(Say("it fits already, or there is no card to fit, or nothing helps"))
+        else:
+            self.post_message(ChangeSettings(values_of(way), f"to fit the card: {way.loss}"))
 
     @work(group="dialog")
     async def action_presets(self) -> None:

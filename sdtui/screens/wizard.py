@@ -151,7 +151,7 @@ class WizardScreen(Screen[None]):
 
     def _draw_bar(self) -> None:
         for bar in self.query(StepBar):
-            bar.show(self._now, marks(self.problems), forecast(self.plan))
+            bar.show(self._now, marks(self.problems), forecast(self.plan, self.draft.settings))
 
     def _say(self, text: str, severity: Severity = "info") -> None:
         self.query_one(StatusLine).say(text, severity)
