@@ -1,0 +1,60 @@
+"""How long a 2 GB state keeps training waiting: copied and streamed, against torch.save, in one run."""
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from benchmarks.bench_full_size import PeakMemory
+from engine.models.lazy import lazy
+from engine.snapshot import Snapshot
+
+NUM_TENSORS, ELEMENTS = 128, 4 << 20  # 128 x 16 MB.
+ROUNDS = 3
+
+
+def snapshot(tensors: dict[str, torch.Tensor], step: int) -> Snapshot:
+    named = {name: lazy(tensor) for name, tensor in tensors.items()}
+    files = {"unet.safetensors": named}
+    return Snapshot(step=step, tensors=files, state={"step": step}, dataset={}, facts={"envelope": {}})
+
+
+def seconds(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def measure(tensors: dict[str, torch.Tensor], folder: Path, number: int) -> tuple[float, float, float, float]:
+    """Return the seconds of torch.save, of the copy and of streaming, and the megabytes that streaming takes."""
+    saved = seconds(lambda: torch.save(tensors, folder / "state.pt"))
+    copied = seconds(lambda: snapshot(tensors, number).copied())
+    with PeakMemory() as peak:
+        streamed = seconds(lambda: snapshot(tensors, number).write(folder))
+    shutil.rmtree(folder / "state")
+    (folder / "state.pt").unlink()
+    return saved, copied, streamed, peak.report()["extra_mb"]
+
+
+def main() -> None:
+    tensors = {str(number): torch.randn(ELEMENTS) for number in range(NUM_TENSORS)}
+    folder = Path(tempfile.mkdtemp(prefix="bench-state-", dir="."))
+    try:
+        columns = list(zip(*(measure(tensors, folder, number) for number in range(ROUNDS)), strict=True))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    base = statistics.median(columns[0])
+    print(f"load {psutil.getloadavg()[0]:.1f}")
+    for name, values in zip(("torch.save", "copied: training waits", "streamed"), columns, strict=False):
+        middle = statistics.median(values)
+        print(f"{name:24} {middle:7.2f} s   {middle / base:5.2f} of torch.save")
+    print(f"streaming takes {max(columns[3]):.0f} MB beyond the state itself")
+
+
+if __name__ == "__main__":
+    main()
