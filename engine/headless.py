@@ -101,7 +101,8 @@ def run_engine(
     with ExitStack() as stack:
         tell = Teller([])
         path = Path(loaded.settings.saving.output_dir)
-        folder = _old_folder(path, stack) if is_in_place else _new_folder(path, stack, tell, keeps_log=keeps_log)
+        folder = RunFolder(path)
+        notice = _take_old(folder, stack) if is_in_place else _take_new(folder, stack, tell, keeps_log=keeps_log)
         if resume is not None and is_in_place:
             rebuild_metrics(path, up_to_step=resume.step)
         control = make_control(folder)
@@ -114,6 +115,8 @@ def run_engine(
         tell.listeners += [*own, control, *listeners]
         for log in (tell.log, *own):
             stack.callback(log.close)
+        if notice:
+            tell.warn("lock", notice)
         stack.enter_context(library_log(folder.log_path, takes_output=is_alone))
         job = _Job(
             loaded=loaded,
@@ -140,28 +143,23 @@ class _Job:
     resume: Resume | None
 
 
-def _new_folder(path: Path, stack: ExitStack, tell: Teller, *, keeps_log: bool) -> RunFolder:
-    """Make and own the folder of a new run; it is as it was before if nothing is started in the end."""
-    made = missing_folders(path)
-    folder = RunFolder.create(path)
+def _take_new(folder: RunFolder, stack: ExitStack, tell: Teller, *, keeps_log: bool) -> str:
+    """Make and own the folder of a new run, which is as before if nothing is started; return the lock's notice."""
+    made = missing_folders(folder.path)
+    RunFolder.create(folder.path)
     stack.callback(lambda: None if tell.has_started else folder.discard(made, keeps_log=keeps_log))
     notice = stack.enter_context(folder.locked())
-    if notice:
-        _log.warning("%s", notice)
     folder.refuse_run()  # Another engine may have come and gone since.
     folder.clear()
-    return folder
+    return notice
 
 
-def _old_folder(path: Path, stack: ExitStack) -> RunFolder:
-    """Own the folder of a run that goes on, and remove what its end has left half done."""
-    folder = RunFolder(path)
+def _take_old(folder: RunFolder, stack: ExitStack) -> str:
+    """Own the folder of a run that goes on, and clear what its end left half done; return the lock's notice."""
     folder.check_writable()
     notice = stack.enter_context(folder.locked())
-    if notice:
-        _log.warning("%s", notice)
-    clear_leftovers(path)
-    return folder
+    clear_leftovers(folder.path)
+    return notice
 
 
 def follow_main(loaded: LoadedSettings, ranks: Ranks, *, resume: Resume | None = None) -> int:

@@ -71,7 +71,9 @@ def test_a_save_at_the_step_of_the_stop_is_not_written_twice(tmp_path):
     """The stop names the model that is there already."""
     run = ask(tmp_path, {2: [("stop", {})]}, save_every_n_steps=2)
 
-    assert [event.path for event in run.of("saved")] == [run.events[-1].saved] == ["last-step00000002.safetensors"]
+    ending = run.events[-1]
+    assert (ending.saved, ending.state) == ("last-step00000002.safetensors", "state/step-00000002")
+    assert [event.path for event in run.of("saved")] == [ending.saved, ending.state]
 
 
 class Continuer(Asker):
@@ -110,7 +112,8 @@ def test_save_sample_and_set_are_answered(tmp_path):
         *((step, "set", False) for step in (3, 3, 4)),
     ]
     assert [event.step for event in run.of("sampled")] == [1, 2, 4]
-    assert [event.path for event in run.of("saved")] == ["last-step00000001.safetensors", "last.safetensors"]
+    saved = ["last-step00000001.safetensors", "state/step-00000001", "last.safetensors"]
+    assert [event.path for event in run.of("saved")] == saved
 
 
 def test_samples_without_prompts_and_torn_requests_are_refused(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import EngineError
+from engine.inspection import inspect_run
 from engine.outlay import disk_bytes, num_saves
 from engine.plan import make_plan
 from engine.report import plan_report
@@ -110,7 +111,7 @@ def test_no_pictures_are_refused(tmp_path):
 
 
 def test_the_report_counts_saves_and_disk(tmp_path):
-    """What keep-last leaves, the last model included; latents in float16, mirrored ones twice."""
+    """What keep-last leaves, the last model included; latents as precise as the training, mirrored ones twice."""
     plain = plan_for(tmp_path / "a", max_train_steps=8)
     kept = plan_for(
         tmp_path / "b", max_train_epochs=10, save_every_n_epochs=2, save_last_n_epochs=2,
@@ -121,15 +122,15 @@ def test_the_report_counts_saves_and_disk(tmp_path):
     assert (num_saves(plain), num_saves(kept), num_saves(steps)) == (1, 3, 4)
     assert disk_bytes(plain)["latents"] == 0
     area = 4 * 64 * 64 + 3 * 128 * 64
-    assert disk_bytes(kept)["latents"] == area // 64 * 4 * 2 * 2
+    assert disk_bytes(kept)["latents"] == area // 64 * 4 * 4 * 2
 
 
 def test_the_golden_data_set_has_sd_scripts_buckets(tmp_path):
     """Fourteen pictures, nine batches of two."""
     (tmp_path / "run.toml").write_text(f'dataset_config = "{GOLDEN / "dataset" / "dataset_config_bs2.toml"}"\n')
-    plan = make_plan(load_run(tmp_path / "run.toml").settings, cache_dir=tmp_path)
+    found = inspect_run(load_run(tmp_path / "run.toml"), cache_dir=tmp_path)
+    plan, report = found.plan, plan_report(found)
 
-    report = plan_report(plan, problems=())
     assert (plan.num_images, plan.batches_per_epoch) == (14, 9)
     assert sum(bucket["images"] for bucket in report["buckets"]) == 14
     assert all(Path(image["key"]).suffix for image in report["images"])

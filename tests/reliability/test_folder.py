@@ -186,6 +186,7 @@ def test_row_58_a_run_on_a_disk_without_locks_symlinks_and_modes_works(tmp_path,
 
     codes = [event.code for event in run.of("warning")]
     assert run.code == 0
+    assert codes.count("lock") == 1
     assert codes.count("cache") == 2
     assert (run.folder / "last.safetensors").exists()
 
