@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import product
 from typing import Any, get_args
@@ -62,7 +63,9 @@ def traced_unet(config: Config, cases: tuple[Case, ...], say: Say = lambda _line
     for case in cases:
         say(case.name)
         planes[case.name] = fit_planes(lambda point, case=case: trace_unet(unet, case, point), case)  # type: ignore[misc]
-    samples = {case.name: _sampling(unet, case) for case in cases if not case.is_checkpointed}
+    # Sampling keeps nothing for a backward pass: one entry serves a case with and without checkpointing.
+    plain = {replace(case, is_checkpointed=False) for case in cases}
+    samples = {case.name: _sampling(unet, case) for case in plain}
     return {"hash": config_hash(config), "shapes": shapes_of(unet), "planes": planes, "sampling": samples}
 
 

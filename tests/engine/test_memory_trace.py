@@ -1,5 +1,6 @@
 """The tracer: against real allocations, the shipped table, the allocator's rules, the real optimizers."""
 
+from dataclasses import replace
 from importlib.metadata import version
 from math import prod
 from typing import get_args
@@ -67,6 +68,7 @@ def test_an_unknown_unet_is_traced_once(tmp_path):
         optimizer="AdamW", encodes=False, unet=table,
     )  # fmt: skip
     assert forecast(request).by_part["weights"] < 40 * MIB
+    assert forecast(replace(request, sample_size=(256, 256))).phases["sample"] > 0
 
 
 def test_the_allocator_splits_and_merges():
