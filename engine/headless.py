@@ -100,21 +100,18 @@ def run_engine(
     _raise_errors(problems)
     with ExitStack() as stack:
         tell = Teller([])
-        path = Path(loaded.settings.saving.output_dir)
-        folder = RunFolder(path)
-        notice = _take_old(folder, stack) if is_in_place else _take_new(folder, stack, tell, keeps_log=keeps_log)
+        folder = RunFolder(Path(loaded.settings.saving.output_dir))
         if resume is not None and is_in_place:
-            rebuild_metrics(path, up_to_step=resume.step)
+            notice = _take_old(folder, stack, step=resume.step)
+        else:
+            notice = _take_new(folder, stack, tell, keeps_log=keeps_log)
         control = make_control(folder)
         if is_alone:
             stack.enter_context(control.signals())
         key = key_of(loaded.settings, files.info, device_name(ranks.world))
-        speed = SpeedLog(cache_dir=cache_dir_for(loaded), key=key)
-        own: list[Listener] = [speed, *trackers(loaded.settings, folder, tell.warn)]
-        tell.log = EventLog(folder.path)
-        tell.listeners += [*own, control, *listeners]
-        for log in (tell.log, *own):
-            stack.callback(log.close)
+        own = [SpeedLog(cache_dir=cache_dir_for(loaded), key=key), *trackers(loaded.settings, folder, tell.warn)]
+        _open_logs(folder, own, stack, tell)
+        tell.listeners += [control, *listeners]
         if notice:
             tell.warn("lock", notice)
         stack.enter_context(library_log(folder.log_path, takes_output=is_alone))
@@ -128,6 +125,14 @@ def run_engine(
             resume=resume,
         )
         return _guarded(job)
+
+
+def _open_logs(folder: RunFolder, own: list[Listener], stack: ExitStack, tell: Teller) -> None:
+    """Let the run's own files hear of it until the end."""
+    tell.log = EventLog(folder.path)
+    tell.listeners += own
+    for log in (tell.log, *own):
+        stack.callback(log.close)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +159,12 @@ def _take_new(folder: RunFolder, stack: ExitStack, tell: Teller, *, keeps_log: b
     return notice
 
 
-def _take_old(folder: RunFolder, stack: ExitStack) -> str:
-    """Own the folder of a run that goes on, and clear what its end left half done; return the lock's notice."""
+def _take_old(folder: RunFolder, stack: ExitStack, *, step: int) -> str:
+    """Own the folder of a run that goes on, without what its end left half done; return the lock's notice."""
     folder.check_writable()
     notice = stack.enter_context(folder.locked())
     clear_leftovers(folder.path)
+    rebuild_metrics(folder.path, up_to_step=step)
     return notice
 
 
