@@ -300,6 +300,11 @@ class EventLog:
             self.num_lost += 1
         self._write_waiting()
 
+    def void_after(self, step: int) -> None:
+        """Drop the rows of later steps from metrics.bin, since the run goes back; their events stay, and are void."""
+        rebuild_metrics(self._folder, up_to_step=step)
+        self._reopen()
+
     def close(self) -> None:
         """Close both files, after a last attempt to write what waits."""
         with contextlib.suppress(OSError):

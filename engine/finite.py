@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from engine.parts import Parts
 
 MOST_NAMED = 5
+
+
+class NotFiniteError(EngineError):
+    """A loss or gradient that is not finite: the weights are as they were, and a rollback may help."""
+
+
 Numbers = tuple[Sequence[float], Sequence[int], float]
 
 
@@ -25,7 +31,7 @@ def check_finite(parts: "Parts", batches: Sequence[Batch], numbers: Numbers, *, 
         rate: Its learning rate.
 
     Raises:
-        EngineError: A loss is not finite, or a gradient is and fp16's loss scaling is not there to expect it.
+        NotFiniteError: A loss is not finite, or a gradient is and fp16's loss scaling is not there to expect it.
     """
     losses, timesteps, grad_norm = numbers
     rows = [row for batch in batches for row in batch.rows]
@@ -37,7 +43,7 @@ def check_finite(parts: "Parts", batches: Sequence[Batch], numbers: Numbers, *, 
     named = ", ".join(f"{safe_text(keys[rows[place]])} at timestep {timesteps[place]}" for place in places)
     what = "loss" if bad else "gradient"
     after = "some weights were updated" if parts.updater.is_fused and not bad else "nothing was updated"
-    raise EngineError(
+    raise NotFiniteError(
         f"the {what} of step {step} is not finite, with {named}, learning rate {rate:g}; {after}: "
         "look at these pictures, lower learning_rate, or use mixed_precision=bf16 or no"
     )

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.control import STOP_CODES, Control, detach
 from engine.dataset.ledger import DATASET_FILE, find_changes
 from engine.display import make_display
 from engine.errors import EngineError, Problem, ProblemsError, Severity, safe_text
 from engine.events import EventLog, Failed, Warned, rebuild_metrics
+from engine.finite import NotFiniteError
 from engine.hardware import is_out_of_memory, share_cores
 from engine.librarylog import library_log, quieten
 from engine.pixels import content_of_file
@@ -34,6 +36,9 @@ from engine.speed import SpeedLog, device_name, key_of
 from engine.states import clear_leftovers, read_json
 from engine.telling import Listener, Teller
 from engine.tracking import trackers
+
+if TYPE_CHECKING:
+    from engine.parts import Parts
 
 _log = logging.getLogger(__name__)
 DONE, FAILED = 0, 1
@@ -234,7 +239,6 @@ def _prepare_and_train(job: _Job) -> int:
     share_cores()
     from engine.parts import prepare
     from engine.restore import restore, restore_weights
-    from engine.train import train
 
     quieten()
     parts = prepare(settings, plan, folder=job.folder.path, cache_dir=cache, tell=tell, ranks=ranks)
@@ -245,10 +249,27 @@ def _prepare_and_train(job: _Job) -> int:
         write_run_files(job.folder.path, settings, plan.config)
     job.control.is_training = True
     try:
-        ending = train(parts, tell=tell, control=job.control, first_step=first, resumed_from=first if resume else None)
+        return _train_on(parts, job, first=first)
     finally:
         parts.ranks.leave()
-    return STOP_CODES.get(ending.stopped_by, DONE)
+
+
+def _train_on(parts: "Parts", job: _Job, *, first: int) -> int:
+    """Train to the end, going back to the last state where a loss is not finite and that is asked for."""
+    from engine.rollback import roll_back
+    from engine.train import train
+
+    resumed_from, used = (first if job.resume else None), 0
+    while True:
+        try:
+            ending = train(parts, tell=job.tell, control=job.control, first_step=first, resumed_from=resumed_from)
+        except NotFiniteError as error:
+            parts, first = roll_back(parts, error, folder=job.folder.path, used=used, tell=job.tell)
+            resumed_from, used = first, used + 1
+            if job.tell.log is not None:
+                job.tell.log.void_after(first)
+        else:
+            return STOP_CODES.get(ending.stopped_by, DONE)
 
 
 def _notes(resume: Resume, plan: Plan) -> tuple[Problem, ...]:

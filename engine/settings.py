@@ -162,6 +162,8 @@ class TrainingSettings(Section):
     """Measure it after every n epochs; with neither setting, after each."""
     max_validation_steps: int | None = Field(None, ge=1)
     """Measure it on at most so many batches; left out: on all pictures held out."""
+    nan_rollbacks: int = Field(0, ge=0, le=10)
+    """How often a run goes back to its last state with half the rate when a loss is not finite; 0 = it stops."""
     use_ema: bool = False
     """Keep a running average of the trained weights; samples and saved models use it."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)

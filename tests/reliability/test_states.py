@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from engine.checkpoint import due_state
 from engine.errors import EngineError, ProblemsError
-from engine.events import Started, read_events
+from engine.events import Started, metric_row, read_events
 from engine.resume import resume_run, setting_differences
 from engine.settings import SavingSettings
 from engine.space import NotWrittenError
@@ -464,3 +464,31 @@ def test_old_states_are_replaced_by_rules_of_their_own():
     assert replaced(20, save_every_n_epochs=1, save_last_n_epochs=2, save_last_n_epochs_state=4) == 4
     assert replaced(20, save_every_n_epochs=1) == 0
     assert replaced(21, save_every_n_epochs=1) is None
+
+
+@pytest.mark.parametrize(("rollbacks", "code"), [(1, 0), (0, 1)])
+def test_a_loss_that_is_not_finite_goes_back_to_the_last_state_with_half_the_rate(
+    tmp_path, monkeypatch, rollbacks, code
+):
+    """Where that is asked for, and once for each time it is; the run stops otherwise."""
+    from engine import train as recipe
+
+    real, failed = recipe.check_finite, []
+
+    def once(parts, batches, numbers, *, step, rate):
+        losses, timesteps, norm = numbers
+        if step == 7 and not failed:
+            failed.append(rate)
+            losses = [float("nan"), *losses[1:]]
+        real(parts, batches, (losses, timesteps, norm), step=step, rate=rate)
+
+    monkeypatch.setattr(recipe, "check_finite", once)
+    run = train(write(tmp_path, nan_rollbacks=rollbacks, max_train_steps=8, lr_scheduler="constant"))
+
+    assert run.code == code
+    if rollbacks:
+        assert [event.resumed_from for event in run.of("started")] == [None, 4]
+        assert [step.step for step in run.steps] == list(range(1, 9))
+        assert {step.learning_rate for step in run.steps[4:]} == {5e-4}
+        assert (run.folder / "metrics.bin").stat().st_size == 8 * len(metric_row(run.steps[0]))
+        assert "back to step 4 with learning_rate = 0.0005" in run.of("warning")[-1].message
