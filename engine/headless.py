@@ -237,6 +237,7 @@ def _prepare_and_train(job: _Job) -> int:
         raise EngineError(f"all {plan.steps} steps are done; `--set max_train_steps={2 * plan.steps}`, say, adds more")
     # Torch is imported here and not before, so that wrong settings are refused at once.
     share_cores()
+    from engine.gauge import gauge_for
     from engine.parts import prepare
     from engine.restore import restore, restore_weights
 
@@ -245,6 +246,9 @@ def _prepare_and_train(job: _Job) -> int:
     if resume is not None and resume.source is not None:
         bring_back = restore_weights if resume.only_weights else restore
         bring_back(parts, resume.source, tell=tell)
+    gauge = gauge_for(parts, cache_dir=cache, tell=tell)
+    if gauge is not None:
+        tell.listeners.append(gauge)
     if ranks.is_main:
         write_run_files(job.folder.path, settings, plan.config)
     job.control.is_training = True

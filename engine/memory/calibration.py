@@ -43,7 +43,7 @@ class Calibration:
 
 
 class Device(Protocol):
-    """A graphics card that can be asked what is used, all in bytes; see engine.memory.device.CudaDevice."""
+    """A graphics card that can be asked what is used, all in bytes; see engine.gauge.CudaDevice."""
 
     def reset_peak(self) -> None:
         """Begin to look for the peak anew."""
@@ -84,16 +84,16 @@ class Calibrator:
         self._is_measuring = False
         self.is_done = False
 
-    def before(self, *, is_largest: bool) -> None:
-        """Note that a step begins, and whether it is of the largest bucket."""
-        self._is_measuring = not self.is_done and is_largest and self._seen >= 1
+    def before(self) -> None:
+        """Note that a step begins."""
+        self._is_measuring = not self.is_done and self._seen >= 1
         if self._is_measuring:
             self._device.reset_peak()
 
-    def after(self) -> Calibration | None:
-        """Note that the step is over; return what it told, once."""
+    def after(self, *, is_largest: bool) -> Calibration | None:
+        """Note that the step is over, and whether it was of the largest bucket; return what it told, once."""
         self._seen += 1
-        if not self._is_measuring:
+        if not (self._is_measuring and is_largest):
             return None
         self._is_measuring, self.is_done = False, True
         found = measured(self._device, self._expected)

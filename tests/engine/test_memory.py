@@ -5,6 +5,8 @@ import json
 import pytest
 
 from engine.cli import main
+from engine.events import Step
+from engine.gauge import MemoryGauge, expected_of
 from engine.memory.calibration import Calibrator, Expected, load_calibration, save_calibration
 from engine.memory.fit import ways_to_fit
 from engine.memory.forecast import PARTS, forecast
@@ -162,11 +164,11 @@ def test_the_second_step_of_the_largest_bucket_calibrates(tmp_path, allocated, s
 
     found = []
     for is_largest in (True, False, True, True):
-        calibrator.before(is_largest=is_largest)
-        found.append(calibrator.after())
+        calibrator.before()
+        found.append(calibrator.after(is_largest=is_largest))
 
     assert [each is not None for each in found] == [False, False, True, False]
-    assert card.resets == 1
+    assert card.resets == 2
     assert found[2].scale == pytest.approx(scale)
     assert found[2].context_bytes == 700
     assert bool(found[2].advice) == is_suspect
@@ -182,11 +184,42 @@ def test_a_calibration_changes_the_forecast(tmp_path):
         lambda key, found: save_calibration(tmp_path, key, found),
     )
     for _ in range(2):
-        calibrator.before(is_largest=True)
-        calibrator.after()
+        calibrator.before()
+        calibrator.after(is_largest=True)
     plain = request(is_checkpointed=False, batch=4)
 
     corrected, before = forecast(plain, load_calibration(tmp_path, "k")), forecast(plain)
 
     assert corrected.by_part["activations"] == pytest.approx(1.5 * before.by_part["activations"], rel=1e-6)
     assert corrected.by_part["weights"] == before.by_part["weights"]
+
+
+def test_a_run_measures_the_largest_bucket_by_its_events(tmp_path):
+    """Never its first step, never a smaller bucket, and only once; a figure far off becomes a warning's words."""
+    kept = []
+    gauge = MemoryGauge(
+        SimulatedCard(5000),
+        Expected(key="k", still=1000, moving=1000, context=500),
+        largest=(512, 512),
+        save=lambda key, found: kept.append((key, found)),
+    )
+    for step, bucket in enumerate([(512, 512), (448, 512), (512, 512), (512, 512)], 1):
+        gauge.emit(step_event(step, bucket))
+        assert len(kept) == (step >= 3)
+
+    assert kept[0][0] == "k"
+    assert "attention" in gauge.advice
+
+
+def test_what_is_compared_is_the_whole_forecast():
+    """What stands still and what moves are all that is allocated."""
+    memory = forecast(request(is_checkpointed=False, batch=4))
+
+    expected = expected_of(memory, "k")
+
+    assert expected.still + expected.moving == memory.allocated_bytes
+
+
+def step_event(step, bucket):
+    numbers = {"loss": 1.0, "learning_rate": 1e-6, "grad_norm": 1.0, "seconds": 1.0, "wait_seconds": 0.0}
+    return Step(step=step, images=1, bucket=bucket, peak_memory_bytes=0, epoch=1, **numbers)
