@@ -10,6 +10,7 @@ from engine.checkpoint import epoch_interval
 from engine.dataset.captions import is_static
 from engine.errors import EngineError
 from engine.events import METRIC_FIELDS
+from engine.memory.optimizers import cost_of
 from engine.plan import Plan
 from engine.prompts import SamplePrompt, read_prompts
 from engine.rules.machine import Need
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from engine.models.source import ModelSource
 
 ITEM_BYTES = {"float": 4, "fp16": 2, "bf16": 2}
+LEAST_STATES = 2  # No rule removes the newest two.
 EVENT_BYTES = 400  # Of a step's line in events.jsonl, with the losses of four pictures.
 PNG_BYTES_PER_PIXEL = 2  # Of photographs; drawings take less.
 PARTS = ("unet", "text_encoder", "vae")
@@ -75,6 +77,33 @@ def model_bytes(plan: Plan, info: "ModelInfo | None") -> int | None:
     return total + (0 if is_folder else info.part_bytes.get("other", 0))
 
 
+def num_states(plan: Plan) -> int:
+    """Return how many resumable states lie in the run folder at the end; a stop leaves one more."""
+    saving = plan.settings.saving
+    at_end = int(saving.save_state or saving.save_state_on_train_end)
+    if not saving.save_state:
+        return at_end
+    own = {
+        "save_last_n_epochs": saving.save_last_n_epochs_state or saving.save_last_n_epochs,
+        "save_last_n_steps": saving.save_last_n_steps_state or saving.save_last_n_steps,
+    }
+    kept = plan.settings.model_copy(update={"saving": saving.model_copy(update=own)})
+    written = times_saved(plan) - 1
+    return min(written, max(num_saves(replace(plan, settings=kept)) - 1, LEAST_STATES)) + at_end
+
+
+def state_bytes(plan: Plan, info: "ModelInfo | None") -> int | None:
+    """Return about what one state takes: trained weights, their average, and the optimizer's values."""
+    if info is None or info.obstacle:
+        return None
+    training, memory = plan.settings.training, plan.settings.memory
+    parts = ("unet", "text_encoder") if training.train_text_encoder else ("unet",)
+    numel = sum(info.parameters.get(part, 0) for part in parts)
+    per_weight = 2 if memory.full_fp16 or memory.full_bf16 else 4
+    cost = cost_of(plan.settings.optimizer.optimizer_type, {})
+    return numel * per_weight + cost.state((numel,)) + numel * 4 * training.use_ema
+
+
 def disk_bytes(
     plan: Plan, info: "ModelInfo | None" = None, source: "ModelSource | None" = None
 ) -> dict[str, int | None]:
@@ -82,12 +111,13 @@ def disk_bytes(
 
     `peak` counts the model that is there twice for a moment, when a newer one replaces it.
     """
-    one = model_bytes(plan, info)
+    one, state = model_bytes(plan, info), state_bytes(plan, info)
     count = num_saves(plan)
     saving = plan.settings.saving
     replaces = bool(saving.save_last_n_epochs or saving.save_last_n_steps)
     parts: dict[str, int | None] = {
         "models": None if one is None else one * count,
+        "states": None if state is None else state * num_states(plan),
         "latents": latent_bytes(plan),
         "text": text_bytes(plan, source),
         "samples": sample_bytes(plan),
@@ -97,9 +127,11 @@ def disk_bytes(
     return {
         **parts,
         "total": total,
-        "peak": total + (one or 0) * replaces,
+        "peak": total + (one or 0) * replaces + (state or 0) * bool(saving.save_state),
         "one_model": one,
         "num_models": count,
+        "one_state": state,
+        "num_states": num_states(plan),
     }
 
 

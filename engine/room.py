@@ -19,6 +19,9 @@ def needs_of(loaded: LoadedSettings, plan: Plan, *, cache_dir: Path) -> Iterator
     disk = disk_bytes(plan, files.info, files.source)
     model_bytes, count = disk["one_model"] or 0, disk["num_models"] or 1
     folder = Path(loaded.settings.saving.output_dir)
+    state_bytes, states = disk["one_state"] or 0, disk["num_states"] or 0
+    if states:
+        yield Need(what="states", path=folder, least_bytes=state_bytes, most_bytes=(states + 1) * state_bytes)
     yield Need(what="models", path=folder, least_bytes=model_bytes, most_bytes=max(2, count) * model_bytes)
     caches = (disk["latents"] or 0) + (disk["text"] or 0)
     yield Need(what="caches", path=cache_dir, least_bytes=0, most_bytes=caches)

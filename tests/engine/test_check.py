@@ -18,7 +18,7 @@ from .run_support import go, pictures, tiny_model, write_run
 
 CARDS = {
     "none": (),
-    "old": (Card(name="RTX 2080", total_bytes=8 << 30, free_bytes=8 << 30, capability=(7, 5)),),
+    "old": (Card(name="Titan V", total_bytes=12 << 30, free_bytes=12 << 30, capability=(7, 0)),),
     "new": (Card(name="RTX 3060", total_bytes=12 << 30, free_bytes=12 << 30, capability=(8, 6)),),
 }
 # What sd-scripts' documentation gives for 12 GB.

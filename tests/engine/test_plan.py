@@ -7,7 +7,7 @@ import pytest
 
 from engine.errors import EngineError
 from engine.inspection import inspect_run
-from engine.outlay import disk_bytes, num_saves
+from engine.outlay import disk_bytes, num_saves, num_states
 from engine.plan import make_plan
 from engine.report import plan_report
 from engine.settings_io import load_run
@@ -135,3 +135,20 @@ def test_the_golden_data_set_has_sd_scripts_buckets(tmp_path):
     assert sum(bucket["images"] for bucket in report["buckets"]) == 14
     assert all(Path(image["key"]).suffix for image in report["images"])
     assert all(0 <= image["cut_fraction"] < 0.6 for image in report["images"])
+
+
+def test_states_are_counted_by_rules_of_their_own_and_weighed(tmp_path):
+    """Never fewer than two where any are kept, one at the end, none without being asked for."""
+
+    def counted(**values):
+        name = "-".join(map(str, values.values())) or "none"
+        return num_states(plan_for(tmp_path / name, max_train_steps=20, save_every_n_steps=2, **values))
+
+    assert counted() == 0
+    assert counted(save_state_on_train_end=True) == 1
+    assert counted(save_state=True) == 11
+    assert counted(save_state=True, save_last_n_steps_state=1) == 3
+
+    found = inspect_run(loaded_run(tmp_path / "size", save_state=True, use_ema=True), cache_dir=tmp_path)
+    disk, weights = plan_report(found)["disk"], found.files.info.parameters["unet"]
+    assert disk["one_state"] == pytest.approx(weights * 16, rel=0.01)
