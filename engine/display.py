@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import TYPE_CHECKING, Any, TextIO
 
 from engine.errors import EngineError, safe_text
 from engine.events import (
@@ -24,8 +24,10 @@ from engine.events import (
     Validated,
     Warned,
 )
-from engine.setting_types import LogLevel
-from engine.settings import LoggingSettings
+
+if TYPE_CHECKING:
+    from engine.setting_types import LogLevel
+    from engine.settings import LoggingSettings
 
 PLAIN_SECONDS = 10.0  # Without a terminal one line this often, so that a log of a long run stays readable.
 STAGES = {
@@ -217,15 +219,16 @@ class LiveDisplay:
 
 
 # Levels of the events that are shown; all others are INFO.
-_LEVELS: dict[type[Event], LogLevel] = {Warned: "WARNING", Interrupted: "WARNING", Failed: "ERROR"}
+_LOG_LEVELS: tuple["LogLevel", ...] = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_LEVELS: dict[type[Event], "LogLevel"] = {Warned: "WARNING", Interrupted: "WARNING", Failed: "ERROR"}
 
 
 class FilteredDisplay:
     """Shows events from a level on, as plain lines."""
 
-    def __init__(self, display: PlainDisplay, level: LogLevel) -> None:
+    def __init__(self, display: PlainDisplay, level: "LogLevel") -> None:
         self._display = display
-        self._shown = get_args(LogLevel)[get_args(LogLevel).index(level) :]
+        self._shown = _LOG_LEVELS[_LOG_LEVELS.index(level) :]
 
     def emit(self, event: Event) -> None:
         """Show one event if it is grave enough."""
@@ -237,7 +240,7 @@ class FilteredDisplay:
         self._display.close()
 
 
-def make_display(logging: LoggingSettings) -> PlainDisplay | LiveDisplay | FilteredDisplay:
+def make_display(logging: "LoggingSettings") -> PlainDisplay | LiveDisplay | FilteredDisplay:
     """Return a live display on a terminal that can show one, plain lines elsewhere or where fewer are wanted.
 
     Raises:

@@ -8,13 +8,13 @@ from typing import Any
 
 from engine.errors import safe_text
 from engine.events import Event, Saved, Started
-from engine.settings import HubSettings
+from engine.settings import SavingSettings
 
 
 class HubUpload:
     """Makes the repository when the run starts and sends every model after it was saved."""
 
-    def __init__(self, hub: HubSettings, folder: Path, warn: Callable[[str, str], None]) -> None:
+    def __init__(self, hub: SavingSettings, folder: Path, warn: Callable[[str, str], None]) -> None:
         self._hub = hub
         self._folder = folder
         self._warn = warn

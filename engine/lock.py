@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import psutil
-
 from engine.errors import EngineError, safe_text
 
 Outcome = Literal["ours", "taken", "unknown"]
@@ -45,6 +43,8 @@ class Owner:
         """Whether its process runs; one on another computer may."""
         if not self.is_here:
             return True
+        import psutil  # Late: the first screen looks at no lock's owner.
+
         with contextlib.suppress(psutil.Error):
             return abs(psutil.Process(self.pid).create_time() - self.born) < 2
         return False
@@ -106,6 +106,8 @@ def owner_of(path: Path) -> Owner | None:
 
 
 def _write_owner(file: IO[bytes]) -> None:
+    import psutil
+
     salt = secrets.token_hex(8)
     born = psutil.Process().create_time()
     record = {"pid": os.getpid(), "host": _host_id(salt), "salt": salt, "born": born, "started": time.time()}

@@ -30,10 +30,10 @@ from engine.setting_types import (
     spelled,
     unit_hint,
 )
-from engine.settings_output import HubSettings, LoggingSettings, SamplingSettings, SavingSettings
+from engine.settings_output import LoggingSettings, SamplingSettings, SavingSettings
 
 __all__ = [
-    "SECTIONS", "SECTION_OF", "DatasetSettings", "HubSettings", "LoggingSettings", "LossSettings", "MemorySettings",
+    "SECTIONS", "SECTION_OF", "DatasetSettings", "LoggingSettings", "LossSettings", "MemorySettings",
     "ModelSettings", "OptimizerSettings", "SamplingSettings", "SavingSettings", "Section", "Settings",
     "TrainingSettings",
 ]  # fmt: skip
@@ -295,7 +295,6 @@ class Settings(Section):
     saving: SavingSettings = Field(default_factory=SavingSettings)
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
-    hub: HubSettings = Field(default_factory=HubSettings)
 
     def flat(self) -> dict[str, Any]:
         """Return every setting by its name, as Python values."""

@@ -71,6 +71,18 @@ class SavingSettings(Section):
     """Preprocessor written into the model file."""
     metadata_is_negative_embedding: str | None = None
     """Whether this is a negative embedding, written into the model file."""
+    huggingface_repo_id: str | None = Field(None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
+    """Repository for saved models, such as name/model; it is made if need be. Left out: nothing is sent."""
+    huggingface_repo_type: Literal["model", "dataset"] = "model"
+    """Kind of the repository."""
+    huggingface_path_in_repo: str | None = Field(None, max_length=500)
+    """Folder in the repository; left out: its root."""
+    huggingface_token: str | None = Field(None, json_schema_extra=secret_hint())
+    """Access token, never written to a file; HF_TOKEN in the environment or `hf auth login` do as well."""
+    huggingface_repo_visibility: Literal["public", "private"] = "private"
+    """Whether a new repository can be seen by everybody."""
+    async_upload: bool = False
+    """Go on training while a model is sent."""
 
 
 class SamplingSettings(Section):
@@ -111,20 +123,3 @@ class LoggingSettings(Section):
     """Show events from this level on: WARNING shows no steps and saves, ERROR only what ends the run."""
     console_log_file: str | None = Field(None, json_schema_extra=path_hint("file"))
     """Write what a headless run shows into this file instead of the terminal."""
-
-
-class HubSettings(Section):
-    """Sending saved models to a hub; off while no repository is named."""
-
-    huggingface_repo_id: str | None = Field(None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
-    """Repository for saved models, such as name/model; it is made if need be. Left out: nothing is sent."""
-    huggingface_repo_type: Literal["model", "dataset"] = "model"
-    """Kind of the repository."""
-    huggingface_path_in_repo: str | None = Field(None, max_length=500)
-    """Folder in the repository; left out: its root."""
-    huggingface_token: str | None = Field(None, json_schema_extra=secret_hint())
-    """Access token, never written to a file; HF_TOKEN in the environment or `hf auth login` do as well."""
-    huggingface_repo_visibility: Literal["public", "private"] = "private"
-    """Whether a new repository can be seen by everybody."""
-    async_upload: bool = False
-    """Go on training while a model is sent."""

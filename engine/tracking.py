@@ -18,8 +18,8 @@ def trackers(settings: Settings, folder: RunFolder, warn: Callable[[str, str], N
         found.append(TensorBoardLog(chosen))
     if chosen.log_with in ("wandb", "all"):
         found.append(WandbLog(settings, folder.path, warn))
-    if settings.hub.huggingface_repo_id:
-        found.append(HubUpload(settings.hub, folder.path, warn))
+    if settings.saving.huggingface_repo_id:
+        found.append(HubUpload(settings.saving, folder.path, warn))
     return found
 
 

@@ -156,6 +156,7 @@ class _LineReader:
 
 _TYPES: dict[object, tuple[type, ...]] = {
     int: (int,), float: (int, float), str: (str,), bool: (bool,), int | None: (int, type(None)),
+    float | None: (int, float, type(None)), tuple[tuple[int, int, float], ...]: (tuple,),
     tuple[str, ...]: (tuple,), tuple[float, ...]: (tuple,), tuple[int, ...]: (tuple,), tuple[int, int]: (tuple,),
 }  # fmt: skip
 _CHECKS = {cls: [(field.name, _TYPES.get(field.type, (str,))) for field in fields(cls)] for cls in EVENTS.values()}

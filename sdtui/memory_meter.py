@@ -28,11 +28,13 @@ def card() -> Card | None:
 
 
 def memory_words(settings: Settings, plan: "Plan | None") -> str:
-    """Return what a run needs of the card and how much that has; nothing where either is not known."""
+    """Return what a run needs of graphics memory, and of the card where there is one; nothing where it is not known."""
     found = card()
-    memory = _weigh(settings, plan, found) if found else None
-    if found is None or memory is None:
+    memory = _weigh(settings, plan, found) if found or settings.model.pretrained_model_name_or_path else None
+    if memory is None:
         return ""
+    if found is None:
+        return f"{memory.total_bytes / GIB:.1f}G on a card"
     judged = verdict(memory, found.free_bytes)
     return f"{memory.total_bytes / GIB:.1f}/{found.free_bytes / GIB:.0f}G{_MARKS[judged.color]}"
 

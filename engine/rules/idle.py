@@ -51,7 +51,10 @@ def _without_file(is_read: Callable[[DatasetSettings], object]) -> Callable[[Set
 _BUCKETS = ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_no_upscale")
 _METADATA = tuple(name for name in SECTION_OF if name.startswith("metadata_"))
 
-_HUB = tuple(name for name, section in SECTION_OF.items() if section == "hub" and name != "huggingface_repo_id")
+_HUB = (
+    *(name for name in SECTION_OF if name.startswith("huggingface_") and name != "huggingface_repo_id"),
+    "async_upload",
+)
 
 NEEDS = (
     Need("lr_scheduler_num_cycles", _follows("cosine_with_restarts", *_ENDING), "lr_scheduler=cosine_with_restarts"),
@@ -82,7 +85,7 @@ NEEDS = (
     Need("dynamo_backend", lambda s: s.memory.torch_compile, "torch_compile", set_to(torch_compile=True)),
     *(Need(name, lambda s: s.logging.log_with in ("wandb", "all"), "log_with=wandb")
       for name in ("wandb_run_name", "wandb_api_key", "log_tracker_config", "log_config")),
-    *(Need(name, lambda s: bool(s.hub.huggingface_repo_id), "huggingface_repo_id") for name in _HUB),
+    *(Need(name, lambda s: bool(s.saving.huggingface_repo_id), "huggingface_repo_id") for name in _HUB),
     Need("log_prefix", lambda s: bool(s.logging.logging_dir), "logging_dir"),
     Need("log_tracker_name", lambda s: bool(s.logging.logging_dir or s.logging.log_with), "logging_dir"),
     *(Need(name, _without_file(lambda d: d.enable_bucket), "enable_bucket") for name in _BUCKETS),

@@ -10,6 +10,7 @@ from textual.widgets import Input
 
 from engine.errors import Problem
 from sdtui import checkup, pages, recent
+from sdtui.around import Around
 from sdtui.draft import new_draft, open_draft
 from sdtui.forms import ROWS, rows_of, search
 from sdtui.messages import DraftChanged, OpenStep
@@ -210,6 +211,8 @@ async def test_starting_saves_and_hands_over(monkeypatch):
     started = []
     monkeypatch.setattr(Host, "start_here", lambda _app, loaded: started.append(loaded))
     monkeypatch.setattr(Host, "start_background", lambda _app, toml, folder: started.append((toml, folder)))
+    # Model and pictures of FILE are nowhere, which would be said first.
+    monkeypatch.setattr(Around, "problems", lambda _self, _draft: ())
     async with open_wizard(text=FILE, step=5) as (app, pilot):
         app.screen.plan_problems = ()
         await press(pilot, "s", "b")
