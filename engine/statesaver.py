@@ -29,6 +29,8 @@ class StateSaver:
     parts: Parts
     folder: Path
     saved_at: int = -1
+    _copy: Snapshot | None = None
+    """The last copy, kept to be written over by the next while memory is not short."""
     _thread: threading.Thread | None = None
     _told: list[Event] = field(default_factory=list)
 
@@ -43,11 +45,13 @@ class StateSaver:
         began = time.perf_counter()
         epoch = -(-step // self.parts.plan.steps_per_epoch)
         snapshot = take_snapshot(self.parts, step=step, models=models)
-        is_copied = not waits and psutil.virtual_memory().available >= ROOM_FACTOR * snapshot.num_bytes
+        held = self._copy.num_bytes if self._copy else 0
+        is_copied = not waits and psutil.virtual_memory().available + held >= ROOM_FACTOR * snapshot.num_bytes
         if not is_copied:
+            self._copy = None
             self._write(snapshot, due, epoch=epoch, began=began, blocked=None)
             return
-        snapshot = snapshot.copied()
+        snapshot = self._copy = snapshot.copied(self._copy)
         blocked = time.perf_counter() - began
         self._thread = threading.Thread(
             target=self._write,
