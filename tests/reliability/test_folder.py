@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engine import last_save, lock
@@ -30,7 +31,7 @@ OWNER = (
 
 def write_lock(folder: Path, **changes: object) -> Path:
     """Leave a lock file as an engine of this computer and process would, with changes."""
-    record = {"pid": os.getpid(), "host": lock._host_id("5"), "salt": "5", "born": lock.psutil.Process().create_time()}
+    record = {"pid": os.getpid(), "host": lock._host_id("5"), "salt": "5", "born": psutil.Process().create_time()}
     path = folder / "lock"
     path.write_text(json.dumps(record | changes))
     return path
