@@ -19,7 +19,7 @@ from engine.models.atomic import atomic_file, sync_folder
 from engine.run import RunFolder
 from engine.settings import Settings
 from engine.space import NotWrittenError
-from tests.engine.run_support import go
+from tests.engine.run_support import go, pictures, tiny_model
 
 from .fault_support import At
 
@@ -176,6 +176,8 @@ def test_row_58_without_locks_the_lock_file_decides(tmp_path):
 @pytest.mark.usefixtures("without_locks")
 def test_row_58_a_run_on_a_disk_without_locks_symlinks_and_modes_works(tmp_path, monkeypatch):
     """Told once; caches stay in memory, since two processes could write to one file."""
+    tiny_model()  # Made before anything is refused.
+    pictures()
 
     def refuse(*_, **__):
         raise OSError(errno.EPERM, "Operation not permitted")
