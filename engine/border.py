@@ -53,7 +53,12 @@ class Border:
         self._sample_every_epochs = sampling.sample_every_n_epochs or 0
         self._sample_every_steps = 0 if self._sample_every_epochs else sampling.sample_every_n_steps or 0
         folder, saving = self.parts.preview.folder.parent, self.parts.settings.saving
-        self.saver = ModelSaver(folder=folder, saving=saving, metadata=self.parts.metadata)
+        self.saver = ModelSaver(
+            folder=folder,
+            saving=saving,
+            metadata=self.parts.metadata,
+            is_hypernetwork=self.parts.settings.training.train_hypernetwork,
+        )
         self.saver.take_over(self.parts.history.models)
         self.states = StateSaver(parts=self.parts, folder=folder)
         self.tell.listeners.append(self.parts.history)

@@ -101,6 +101,7 @@ class ModelSaver:
     folder: Path
     saving: SavingSettings
     metadata: Callable[[], Mapping[str, str]]
+    is_hypernetwork: bool = False
     written: dict[str, Path] = field(default_factory=dict)
     _anchor: Path = field(init=False)
 
@@ -145,8 +146,7 @@ class ModelSaver:
 
     def path_for(self, stem: str) -> Path:
         """Return where a model of that stem goes: a file with its extension, or a diffusers folder."""
-        kind = self.saving.save_model_as
-        return self.folder / (stem if kind.startswith("diffusers") else f"{stem}.{kind}")
+        return self.folder / f"{stem}{model_suffix(self.saving, is_hypernetwork=self.is_hypernetwork)}"
 
     def _remove(self, stem: str) -> tuple[str, ...]:
         path = self.written.pop(stem, None)
@@ -158,6 +158,14 @@ class ModelSaver:
             else:
                 path.unlink(missing_ok=True)
         return () if path.exists() else (path.name,)
+
+
+def model_suffix(saving: SavingSettings, *, is_hypernetwork: bool) -> str:
+    """Return what the names of saved models end in, "" for folders; A1111 looks for hypernetworks named .pt."""
+    kind = saving.save_model_as
+    if is_hypernetwork and kind == "ckpt":
+        return ".pt"
+    return "" if kind.startswith("diffusers") else f".{kind}"
 
 
 def size_of(path: Path) -> int:

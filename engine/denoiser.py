@@ -30,12 +30,19 @@ class Conditioning:
 
 
 class Denoiser(nn.Module):
-    """UNet, with the text encoder in front of it where that is trained too."""
+    """UNet, with the text encoder in front of it where that is trained too, or the hypernetwork attached to it."""
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module | None, clip_skip: int | None) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        text_encoder: nn.Module | None,
+        clip_skip: int | None,
+        hypernetwork: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
+        self.hypernetwork = hypernetwork
         self._clip_skip = clip_skip
 
     def forward(self, noisy_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
@@ -52,6 +59,9 @@ class Denoiser(nn.Module):
 
     def parts(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield the trained parts by name."""
+        if self.hypernetwork is not None:
+            yield "hypernetwork", self.hypernetwork
+            return
         yield "unet", self.unet
         if self.text_encoder is not None:
             yield "text_encoder", self.text_encoder

@@ -10,10 +10,12 @@ from engine.checkpoint import epoch_interval
 from engine.dataset.captions import is_static
 from engine.errors import EngineError
 from engine.events import METRIC_FIELDS
+from engine.hypernetworks import num_parameters
 from engine.memory.optimizers import cost_of
 from engine.plan import Plan
 from engine.prompts import SamplePrompt, read_prompts
 from engine.rules.machine import Need
+from engine.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from engine.models.inspect import ModelInfo
@@ -64,8 +66,11 @@ def model_bytes(plan: Plan, info: "ModelInfo | None") -> int | None:
     """Return the size of one saved model: trained parts in fp32 and the others as they are, or all as chosen."""
     if info is None or info.obstacle:
         return None
-    saving = plan.settings.saving
-    trained = {"unet", "text_encoder"} if plan.settings.training.train_text_encoder else {"unet"}
+    saving, training = plan.settings.saving, plan.settings.training
+    if training.train_hypernetwork:
+        numel = _hypernetwork_numel(training, info)
+        return None if numel is None else numel * ITEM_BYTES[saving.save_precision or "float"]
+    trained = {"unet", "text_encoder"} if training.train_text_encoder else {"unet"}
     total = 0
     for part in PARTS:
         numel = info.parameters.get(part, 0)
@@ -75,6 +80,13 @@ def model_bytes(plan: Plan, info: "ModelInfo | None") -> int | None:
             total += numel * 4 if part in trained else info.part_bytes.get(part, 0)
     is_folder = saving.save_model_as.startswith("diffusers")
     return total + (0 if is_folder else info.part_bytes.get("other", 0))
+
+
+def _hypernetwork_numel(training: TrainingSettings, info: "ModelInfo") -> int | None:
+    try:
+        return num_parameters(training, info.attention_widths)
+    except EngineError:  # Which looking at the files says.
+        return None
 
 
 def num_states(plan: Plan) -> int:
@@ -99,6 +111,11 @@ def state_bytes(plan: Plan, info: "ModelInfo | None") -> int | None:
     training, memory = plan.settings.training, plan.settings.memory
     parts = ("unet", "text_encoder") if training.train_text_encoder else ("unet",)
     numel = sum(info.parameters.get(part, 0) for part in parts)
+    if training.train_hypernetwork:
+        known = _hypernetwork_numel(training, info)
+        if known is None:
+            return None
+        numel = known
     per_weight = 2 if memory.full_fp16 or memory.full_bf16 else 4
     cost = cost_of(plan.settings.optimizer.optimizer_type, {})
     return numel * per_weight + cost.state((numel,)) + numel * 4 * training.use_ema

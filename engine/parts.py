@@ -5,6 +5,7 @@ Dimension key: B images, C latent channels, h x w latent size, L joined tokens, 
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from engine.ema import Ema
 from engine.errors import EngineError
 from engine.events import Warned
 from engine.fingerprint import fingerprint
+from engine.hypernetworks import Hypernetworks, attach
 from engine.latents import Latents, encode_with_vae
 from engine.loading import LoadedBatch, WindowLoader
 from engine.losses import check_weights
@@ -78,6 +80,7 @@ class Parts:
     base: Mapping[str, str]
     """Identities of the parts that stay as they are: a state fits no other ones."""
     ema: Ema | None = None
+    hypernetworks: Hypernetworks | None = None
     history: History = field(default_factory=History)
 
     @property
@@ -88,6 +91,8 @@ class Parts:
     @property
     def trains(self) -> tuple[str, ...]:
         """The names of the trained parts."""
+        if self.settings.training.train_hypernetwork:
+            return ("hypernetwork",)
         return ("unet", "text_encoder") if self.settings.training.train_text_encoder else ("unet",)
 
     @property
@@ -150,11 +155,14 @@ class Parts:
                 min_timestep=settings.loss.min_timestep,
                 max_timestep=settings.loss.max_timestep,
                 words=words,
+                is_hypernetwork=settings.training.train_hypernetwork,
             )
         )
 
     def model_to_save(self) -> Saveable:
         """Return the model; where its weights are spread over the processes, all are called to bring them together."""
+        if self.hypernetworks is not None and self.hypernetworks.trained is not None:
+            return self.hypernetworks.to_save(base=self.settings.model.pretrained_model_name_or_path)
         if not is_sharded(self.accelerator):
             return self.model
         self.ranks.call()
@@ -171,7 +179,8 @@ class Parts:
 
     def draw_samples(self, *, step: int, epoch: int | None) -> Iterator[SampledImage]:
         """Yield the sample pictures as they are drawn and written."""
-        return sample_images(self.model, self.prompts, self.preview, step=step, epoch=epoch)
+        with self.hypernetworks.attached.drawing() if self.hypernetworks else nullcontext():
+            yield from sample_images(self.model, self.prompts, self.preview, step=step, epoch=epoch)
 
 
 def prepare(
@@ -201,9 +210,14 @@ def prepare(
     set_attention(model.unet, settings.memory, accelerator.device)
     dtype = PRECISIONS[settings.memory.mixed_precision]
     base = _identities(model, settings)
+    hypernetworks = attach(settings, model, tell)
     _place_frozen(model, settings, accelerator.device, dtype)
     source = _source(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
-    denoiser = _denoiser(settings, model).to(accelerator.device, trained_dtype(settings.memory))
+    if hypernetworks is not None:
+        hypernetworks.place(accelerator.device)
+    denoiser = _denoiser(settings, model, hypernetworks)
+    for _, part in denoiser.parts():
+        part.to(accelerator.device, trained_dtype(settings.memory))
     optimizer = build_optimizer(denoiser.parts(), settings.optimizer)
     ema = Ema(denoiser.parts(), settings.training.ema_decay) if settings.training.use_ema else None
     compile_unet(model.unet, settings.memory, buckets=len(plan.buckets), device=accelerator.device)
@@ -224,6 +238,7 @@ def prepare(
         ranks=ranks,
         base=base,
         ema=ema,
+        hypernetworks=hypernetworks,
     )
 
 
@@ -343,6 +358,8 @@ def _load(settings: Settings, tell: Teller) -> StableDiffusion:
 
 def _identities(model: StableDiffusion, settings: Settings) -> dict[str, str]:
     frozen = {"vae": model.vae}
+    if settings.training.train_hypernetwork:
+        frozen["unet"] = model.unet
     if not settings.training.train_text_encoder:
         frozen["text_encoder"] = model.text_encoder
     return {part: fingerprint(module) for part, module in frozen.items()}
@@ -351,13 +368,16 @@ def _identities(model: StableDiffusion, settings: Settings) -> dict[str, str]:
 def _place_frozen(model: StableDiffusion, settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
     model.vae.to(device, torch.float32 if settings.memory.no_half_vae else dtype)
     model.text_encoder.to(device, torch.float32 if settings.training.train_text_encoder else dtype)
+    if settings.training.train_hypernetwork:
+        model.unet.to(device, dtype)
 
 
-def _denoiser(settings: Settings, model: StableDiffusion) -> Denoiser:
+def _denoiser(settings: Settings, model: StableDiffusion, hypernetworks: Hypernetworks | None) -> Denoiser:
     text_encoder = model.text_encoder if settings.training.train_text_encoder else None
-    model.unet.requires_grad_(requires_grad=True).train()
+    trained = hypernetworks.trained if hypernetworks is not None else None
+    model.unet.requires_grad_(requires_grad=trained is None).train()
     if text_encoder is not None:
         text_encoder.requires_grad_(requires_grad=True).train()
     if settings.memory.gradient_checkpointing:
         enable_gradient_checkpointing(model.unet, text_encoder)
-    return Denoiser(model.unet, text_encoder, settings.model.clip_skip)
+    return Denoiser(model.unet, text_encoder, settings.model.clip_skip, trained)

@@ -1,17 +1,18 @@
 """Files that a run needs or would overwrite, looked at before anything is started. Torch-free."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.checkpoint import model_suffix
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
 from engine.rules.model import RULES as MODEL_RULES
 from engine.rules.model import ModelSubject
 from engine.rules.rule import applied
 from engine.run import RunFolder
-from engine.settings import SavingSettings, Settings
+from engine.settings import Settings
 from engine.settings_io import LoadedSettings, load_run
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def look_at_files(loaded: LoadedSettings) -> Files:
         problems += _problems("model", "pretrained_model_name_or_path", places, _obstacle(info))
     if name and not problems:
         problems += applied(MODEL_RULES, ModelSubject(settings=settings, info=info), places)
+    if info is not None and not info.obstacle:
+        problems += _look_at_hypernetworks(settings, info, places)
     looks: tuple[tuple[str, str, Callable[[], object]], ...] = (
         ("prompts", "sample_prompts", lambda: _look_at_prompts(settings)),
         ("output", "output_dir", lambda: _look_at_folder(loaded)),
@@ -53,6 +56,19 @@ def look_at_files(loaded: LoadedSettings) -> Files:
         except EngineError as error:
             problems += _problems(code, setting, places, error)
     return Files(source=source, info=info, problems=tuple(problems))
+
+
+def _look_at_hypernetworks(settings: Settings, info: "ModelInfo", places: Mapping[str, str]) -> Iterator[Problem]:
+    from engine.hypernetworks import check_files
+
+    names = ("hypernetwork_weights", "hypernetwork_sizes", "hypernetworks")
+    setting = next((name for name in names if settings.flat()[name]), "train_hypernetwork")
+    try:
+        for warning in check_files(settings, info.attention_widths):
+            where = places.get(setting, setting)
+            yield Problem(code="hypernetwork", severity="warning", where=where, message=warning, setting=setting)
+    except EngineError as error:
+        yield from _problems("hypernetwork", setting, places, error)
 
 
 def completed(settings: Settings, info: "ModelInfo | None") -> Settings:
@@ -127,7 +143,7 @@ def _look_at_folder(loaded: LoadedSettings) -> None:
     others = [run_toml] if run_toml.exists() and not _is_source(run_toml, loaded) else []
     if dataset_toml.exists() and (given is None or not dataset_toml.samefile(given)):
         others.append(dataset_toml)
-    others += _models_in(folder, saving)
+    others += _models_in(folder, loaded.settings)
     if others:
         names = ", ".join(safe_text(path.name) for path in others[:3])
         raise EngineError(f"{shown} holds {names}, which this run would overwrite; choose another output_dir")
@@ -143,8 +159,8 @@ def _is_source(run_toml: Path, loaded: LoadedSettings) -> bool:
         return False
 
 
-def _models_in(folder: Path, saving: SavingSettings) -> list[Path]:
+def _models_in(folder: Path, settings: Settings) -> list[Path]:
     """Return what lies there under the names that this run gives its models."""
-    suffix = "" if saving.save_model_as.startswith("diffusers") else f".{saving.save_model_as}"
-    pattern = re.compile(rf"{re.escape(saving.output_name)}(-\d{{6}}|-step\d{{8}})?{re.escape(suffix)}")
+    suffix = model_suffix(settings.saving, is_hypernetwork=settings.training.train_hypernetwork)
+    pattern = re.compile(rf"{re.escape(settings.saving.output_name)}(-\d{{6}}|-step\d{{8}})?{re.escape(suffix)}")
     return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)) if folder.is_dir() else []

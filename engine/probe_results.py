@@ -28,7 +28,8 @@ _DEPENDS: Mapping[ProbeName, tuple[str, ...]] = {
     "vae": (),
     "step": (
         "mixed_precision", "optimizer_type", "optimizer_args", "gradient_checkpointing", "gradient_accumulation_steps",
-        "train_text_encoder", "use_ema", "xformers", "mem_eff_attn", "full_fp16", "full_bf16", "fused_backward_pass",
+        "train_text_encoder", "train_hypernetwork", "hypernetwork_layer_structure", "hypernetwork_weights", "use_ema",
+        "xformers", "mem_eff_attn", "full_fp16", "full_bf16", "fused_backward_pass",
         "train_batch_size", "resolution", "dataset_config", "max_token_length", "learning_rate", "cache_latents",
     ),
 }  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError, Problem, ProblemsError, Severity, safe_text
+from engine.hypernetworks import STRUCTURE_SETTINGS
 from engine.ranks import Ranks
 from engine.run import RunFolder, list_runs
 from engine.settings import SECTION_OF
@@ -21,12 +22,14 @@ _FREE_SECTIONS = {"saving", "sampling", "logging"}
 _FREE = {
     "max_train_epochs", "sdpa", "cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size",
     "max_data_loader_n_workers", "ddp_timeout", "max_image_pixels", "skip_bad_images", "train_data_dir", "in_json",
-    "dataset_config", "pretrained_model_name_or_path", "vae",
+    "dataset_config", "pretrained_model_name_or_path", "vae", "hypernetwork_weights",
 }  # fmt: skip
 _REFUSED = {
     "v2": "the state is of the other family",
     "v_parameterization": "the state was trained to predict something else",
     "train_text_encoder": "the state holds the parts that were trained",
+    "train_hypernetwork": "the state holds the parts that were trained",
+    **dict.fromkeys(STRUCTURE_SETTINGS, "the state holds a hypernetwork of the other structure"),
     "optimizer_type": "the state holds this optimizer's values",
     "full_fp16": "the state holds weights of another precision",
     "full_bf16": "the state holds weights of another precision",

@@ -1,9 +1,10 @@
 """The types of setting values: choices by name, and sizes, ranges and colours written as text. Torch-free."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 SavePrecision = Literal["float", "fp16", "bf16"]
@@ -28,6 +29,11 @@ SamplerName = Literal[
 TrackerName = Literal["tensorboard", "wandb", "all"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 CompilerName = Literal["eager", "aot_eager", "inductor", "cudagraphs"]
+ActivationName = Literal[
+    "linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "celu", "gelu", "hardshrink", "hardsigmoid",
+    "hardswish", "hardtanh", "logsigmoid", "mish", "relu6", "selu", "silu", "softplus", "softshrink", "softsign",
+    "tanhshrink",
+]  # fmt: skip
 Interpolation = Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"]
 
 
@@ -73,6 +79,29 @@ def _joined(value: Sequence[float] | None) -> str | None:
     return None if value is None else ",".join(map(str, value))
 
 
+def _shortly_joined(value: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in value)
+
+
+def _widths(value: Any) -> Any:
+    """Read "320,768", 768 or a list."""
+    read = _numbers(value)
+    return read[:1] if isinstance(value, int | str) and isinstance(read, tuple) and "," not in str(value) else read
+
+
+def _from_one_to_one(value: tuple[float, ...]) -> tuple[float, ...]:
+    if value[0] != 1 or value[-1] != 1:
+        raise ValueError("should begin and end with 1, the width itself, such as 1,2,1")
+    return value
+
+
+def split_strength(text: str) -> tuple[str, float]:
+    """Return the file and the strength of "file" or "file:strength"; without one it is 1."""
+    path, _, number = text.rpartition(":")
+    is_number = path and re.fullmatch(r"-?\d{0,4}\.?\d{1,6}", number, re.ASCII)
+    return (path, float(number)) if is_number else (text, 1.0)  # Else the colon is the file's own.
+
+
 def _steps_or_share(value: Any) -> Any:
     """Read "5%" as 0.05, and tell 1.0, the whole run, from 1, one step."""
     if not isinstance(value, str):
@@ -110,6 +139,19 @@ Color = Annotated[
     PlainSerializer(_joined),
 ]
 Strings = Annotated[tuple[str, ...], BeforeValidator(_strings, json_schema_input_type=list[str]), PlainSerializer(list)]
+Layers = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=16)], ...],
+    Field(min_length=2, max_length=32),
+    BeforeValidator(_numbers, json_schema_input_type=str | list[float]),
+    AfterValidator(_from_one_to_one),
+    PlainSerializer(_shortly_joined),
+]
+Widths = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=65_536)], ...],
+    Field(min_length=1, max_length=32),
+    BeforeValidator(_widths, json_schema_input_type=int | str | list[int]),
+    PlainSerializer(_joined),
+]
 PathKind = Literal["model", "file", "folder", "output"]
 
 

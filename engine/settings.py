@@ -11,6 +11,7 @@ from pydantic import Field
 
 from engine.docstrings import describe_fields
 from engine.setting_types import (
+    ActivationName,
     AdafactorCurve,
     Color,
     CompilerName,
@@ -18,6 +19,7 @@ from engine.setting_types import (
     DottedName,
     HuberSchedule,
     Interpolation,
+    Layers,
     LossName,
     MixedPrecision,
     OptimizerName,
@@ -26,6 +28,7 @@ from engine.setting_types import (
     Size,
     StepsOrShare,
     Strings,
+    Widths,
     path_hint,
     spelled,
     unit_hint,
@@ -148,6 +151,8 @@ class TrainingSettings(Section):
     """Batches in one optimizer step; their loss is divided by the number of pictures."""
     train_text_encoder: bool = False
     """Train the text encoder too; useful for few pictures and new words, costs memory."""
+    train_hypernetwork: bool = False
+    """Train a hypernetwork, small networks on the keys and values of attention; the model stays as it is."""
     seed: int = Field(42, ge=0, le=2**63 - 1)
     """Decides order, noise, augmentation and captions; the same seed gives the same run."""
     ddp_timeout: int | None = Field(None, ge=1, json_schema_extra=unit_hint("min"))
@@ -168,6 +173,18 @@ class TrainingSettings(Section):
     """Keep a running average of the trained weights; samples and saved models use it."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     """Decay of the running average; 0.999 for runs of a few thousand steps."""
+    hypernetwork_weights: str | None = Field(None, json_schema_extra=path_hint("file"))
+    """Hypernetwork to go on training, .pt (A1111, NovelAI) or .safetensors; left out: a new one."""
+    hypernetwork_sizes: Widths | None = None
+    """Widths of attention that get networks, such as 320,640,768,1280; left out: all that the model has."""
+    hypernetwork_layer_structure: Layers = (1.0, 2.0, 1.0)
+    """Sizes of a new hypernetwork's layers, in widths: 1,2,1 has one inner layer of twice the width."""
+    hypernetwork_activation: ActivationName = "linear"
+    """What follows each layer of a new hypernetwork but the last; A1111's names."""
+    hypernetwork_layer_norm: bool = False
+    """Normalise the output of each layer of a new hypernetwork."""
+    hypernetwork_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of a new hypernetwork's inner values left out at each step of training; 0.3 is A1111's."""
 
 
 class OptimizerSettings(Section):

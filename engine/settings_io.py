@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
-from engine.setting_types import PathKind
+from engine.setting_types import PathKind, split_strength
 from engine.settings import SECTION_OF, SECTIONS, Settings
 from engine.toml import edit_toml, nearest, read_toml
 
@@ -234,6 +234,8 @@ def is_secret(name: str) -> bool:
 
 def _resolve_path(given: Given, value: Any) -> Any:
     kind = path_kind(given.name)
+    if kind is not None and isinstance(value, tuple):
+        return tuple(_rewritten(text, lambda path: _resolve_path(given, path)) for text in value)
     if kind is None or not isinstance(value, str) or not value:
         return value
     path = Path(value).expanduser()
@@ -242,6 +244,12 @@ def _resolve_path(given: Given, value: Any) -> Any:
     if kind == "model" and not path.is_absolute() and not value.startswith(".") and not candidate.exists():
         return value
     return str(candidate.resolve() if kind != "model" else candidate.absolute())
+
+
+def _rewritten(text: str, action: Callable[[str], str]) -> str:
+    """Change the file in "file:strength"."""
+    path, _ = split_strength(text)
+    return action(path) + text[len(path) :]
 
 
 def run_toml(settings: Settings, *, folder: Path, existing: str = "", is_complete: bool = False) -> str:
@@ -273,6 +281,8 @@ def relative_values(settings: Settings, *, folder: Path) -> dict[str, Any]:
 
 def _written(name: str, value: Any, folder: Path) -> Any:
     kind = path_kind(name)
+    if kind is not None and isinstance(value, tuple):
+        return tuple(_rewritten(text, lambda path: _written(name, path, folder)) for text in value)
     if kind is None or not isinstance(value, str) or not Path(value).is_absolute():
         return value
     try:

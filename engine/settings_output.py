@@ -10,6 +10,7 @@ from engine.setting_types import (
     SaveFormat,
     SavePrecision,
     Section,
+    Strings,
     TrackerName,
     path_hint,
     secret_hint,
@@ -98,6 +99,10 @@ class SamplingSettings(Section):
     """Draw samples before the first step, to compare with."""
     sample_sampler: SamplerName = "ddim"
     """Sampler for prompts that name none."""
+    hypernetworks: Strings = Field((), json_schema_extra=path_hint("file"))
+    """Hypernetworks to draw with, each file or file:strength, one working on what the one before has made."""
+    hypernetwork_strength: float = Field(1.0, ge=-4, le=4)
+    """How strongly the hypernetwork that is trained counts in samples; training itself uses 1."""
 
 
 class LoggingSettings(Section):

@@ -43,6 +43,7 @@ def refuse_what_needs_all(settings: Settings, distributed_type: DistributedType)
         "use_ema": settings.training.use_ema,
         "save_state": saving.save_state or saving.save_state_on_train_end,
         "resume": saving.resume is not None,
+        "train_hypernetwork": settings.training.train_hypernetwork,
     }
     if distributed_type == DistributedType.FSDP:
         wanted["sample_prompts"] = settings.sampling.sample_prompts is not None

@@ -23,7 +23,8 @@ KEPT = 200  # Kinds of run; the oldest are forgotten.
 WARM_UP = 2  # The first steps allocate and choose kernels.
 _SETTINGS = (
     "mixed_precision", "optimizer_type", "gradient_checkpointing", "gradient_accumulation_steps", "train_text_encoder",
-    "use_ema", "xformers", "mem_eff_attn", "cache_latents", "cache_latents_to_disk", "max_token_length",
+    "train_hypernetwork", "use_ema", "xformers", "mem_eff_attn", "cache_latents", "cache_latents_to_disk",
+    "max_token_length",
 )  # fmt: skip
 
 Size = tuple[int, int]

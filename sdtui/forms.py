@@ -13,6 +13,11 @@ from sdtui import format as fmt
 
 Kind = Literal["switch", "choice", "text", "path"]
 LEFT_OUT = ""
+MODEL_USE = (
+    "v_parameterization", "v2", "vae", "clip_skip", "train_text_encoder", "train_hypernetwork", "max_token_length",
+    "weighted_captions",
+)  # fmt: skip
+"""The settings of the Model page: how the model is used, and what of it is trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +56,9 @@ def _row(section: str, name: str, field: FieldInfo) -> Row:
     extra = field.json_schema_extra
     choices = _choices(field.annotation)
     is_switch = set(choices) == {"true", "false"}
-    kind: Kind = "switch" if is_switch else "choice" if choices else "path" if path_kind(name) else "text"
+    # A list of files is typed like any other list.
+    is_path = path_kind(name) is not None and not isinstance(field.default, tuple)
+    kind: Kind = "switch" if is_switch else "choice" if choices else "path" if is_path else "text"
     return Row(
         name=name,
         section=section,

@@ -8,7 +8,8 @@ import torch
 
 from engine.errors import EngineError, safe_text
 from engine.models.configs import CONFIG_KEY, scheduler_config
-from engine.models.inspect import describe, resolved_prediction, trainable_family
+from engine.models.hypernetwork_file import open_hypernetwork, write_hypernetwork
+from engine.models.inspect import HYPERNETWORK, describe, resolved_prediction, trainable_family
 from engine.models.lazy import LazyTensor
 from engine.models.modules import architecture_shapes, differences, listed, refuse_mismatch
 from engine.models.saving import PRECISIONS, Saveable, SaveFormat, folder_tensors, save_model, single_file_tensors
@@ -63,6 +64,8 @@ def convert(
         raise EngineError(f"{safe_text(str(target))}: is there already and is not overwritten; choose another name")
     kind = save_model_as or _format_of(target)
     opened = open_source(source)
+    if describe(opened).what == HYPERNETWORK:
+        return _convert_hypernetwork(source, target, save_precision)
     model = _saveable(opened, v_parameterization)
     save_model(model, target, kind, save_precision)
     code = None if save_precision is None else PRECISIONS[save_precision]
@@ -74,6 +77,26 @@ def convert(
         tensors=compared,
         num_bytes=open_source(target).num_bytes,
         left_out=tuple(opened.parts["other"]) if kind.startswith("diffusers") else (),
+    )
+
+
+def _convert_hypernetwork(source: Path, target: Path, save_precision: str | None) -> Conversion:
+    if target.suffix not in (".pt", ".safetensors"):
+        raise EngineError(f"{safe_text(str(target))}: a hypernetwork becomes a .pt or a .safetensors file; name one")
+    network = open_hypernetwork(source)
+    if save_precision is not None:
+        network = network.astype(PRECISIONS[save_precision])
+    write_hypernetwork(network, target)
+    wanted, written = network.tensors(), open_hypernetwork(target).tensors()
+    if wanted.keys() != written.keys() or not all(is_equal(tensor, written[name]) for name, tensor in wanted.items()):
+        raise EngineError(f"{safe_text(str(target))}: differs from what was written; check the disk")
+    return Conversion(
+        source=source,
+        target=target,
+        save_model_as="hypernetwork",
+        tensors=len(wanted),
+        num_bytes=target.stat().st_size,
+        left_out=(),
     )
 
 

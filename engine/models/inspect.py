@@ -17,6 +17,7 @@ from engine.models.source import PART_NAMES, Layout, ModelSource, open_source
 FamilyName = Literal["sd1", "sd2", "sdxl", "other"]
 PredictionType = Literal["epsilon", "v_prediction"]
 _NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+HYPERNETWORK = "a hypernetwork"
 _PRECISIONS = {"F32": "float", "F16": "fp16", "BF16": "bf16", "F64": "double"}
 _PREDICTIONS: dict[object, PredictionType] = {
     "epsilon": "epsilon",
@@ -54,6 +55,8 @@ class ModelInfo:
     holds: tuple[str, ...]
     warnings: tuple[str, ...]
     num_bytes: int
+    attention_widths: tuple[int, ...] = ()
+    """Widths of what the UNet's attention makes keys and values from."""
 
     def require_trainable(self) -> None:
         """Raise the obstacle, if there is one.
@@ -99,7 +102,13 @@ def describe(source: ModelSource, *, needs_vae: bool = True) -> ModelInfo:
         holds=_holds(source),
         warnings=tuple(_warnings(source, family)),
         num_bytes=source.num_bytes,
+        attention_widths=_attention_widths(source),
     )
+
+
+def _attention_widths(source: ModelSource) -> tuple[int, ...]:
+    unet = source.parts["unet"]
+    return tuple(sorted({tensor.shape[1] for name, tensor in unet.items() if name.endswith(".to_k.weight")}))
 
 
 def trainable_family(info: ModelInfo, v2: bool | None) -> Family:
@@ -206,7 +215,9 @@ _FOREIGN: list[tuple[str, _Test, str]] = [
      _NEED),
     ("a textual inversion embedding",
      lambda s: bool({"string_to_param", "string_to_token"} & s.marks) or "emb_params" in s.parts["other"], _NEED),
-    ("a hypernetwork", lambda s: bool({"320", "640", "768", "1024", "1280"} & s.marks),
+    (HYPERNETWORK,
+     lambda s: bool({"320", "640", "768", "1024", "1280", "layer_structure"} & s.marks)
+     or "hypernetwork" in s.metadata,
      f"it only changes another model; {_NEED}"),
     ("a Stable Diffusion XL refiner",
      lambda s: _any(s.parts["other"], r"^conditioner\.embedders\.0\.model\.")

@@ -32,6 +32,7 @@ class ModelSpec:
     min_timestep: int | None = None
     max_timestep: int | None = None
     words: Mapping[str, str | None] = field(default_factory=dict)
+    is_hypernetwork: bool = False
 
 
 def modelspec(spec: ModelSpec) -> dict[str, str]:
@@ -39,7 +40,7 @@ def modelspec(spec: ModelSpec) -> dict[str, str]:
     is_v = spec.prediction_type == "v_prediction"
     title = spec.words.get("title") or spec.output_name or f"Checkpoint@{spec.timestamp}"
     found = {
-        "architecture": _architecture(spec.family, is_v=is_v),
+        "architecture": _architecture(spec.family, is_v=is_v) + ("/hypernetwork" if spec.is_hypernetwork else ""),
         "implementation": _IMPLEMENTATION,
         "title": title,
         "resolution": _resolution(spec, is_v=is_v),

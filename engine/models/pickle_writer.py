@@ -41,9 +41,37 @@ def write_pickle(
     Raises:
         EngineError: A value that must be finite isn't, or the disk refuses.
     """
+    stored = {name: _Stored(_Storage(index, tensor)) for index, (name, tensor) in enumerate(tensors.items())}
+    _write_archive(path, stored if extra is None else {"state_dict": stored, **extra}, tensors, finite)
+
+
+def write_tables(path: Path, tables: object) -> None:
+    """Write nested plain data as torch.save would: its dicts, tuples and lists, and the `LazyTensor`s in them.
+
+    Raises:
+        EngineError: A tensor's values are not finite, or the disk refuses.
+    """
+    tensors: dict[str, LazyTensor] = {}
+    stored = _as_stored(tables, "", tensors)
+    _write_archive(path, stored, tensors, tensors.keys())
+
+
+def _as_stored(value: object, name: str, tensors: dict[str, LazyTensor]) -> object:
+    """Return data with what stands for its tensors, which go to `tensors` by their place."""
+    if isinstance(value, LazyTensor):
+        tensors[name] = value
+        return _Stored(_Storage(len(tensors) - 1, value))
+    if isinstance(value, dict):
+        return {key: _as_stored(inner, f"{name}/{key}".lstrip("/"), tensors) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_as_stored(inner, f"{name}/{place}", tensors) for place, inner in enumerate(value))
+    return value
+
+
+def _write_archive(path: Path, table: object, tensors: Mapping[str, LazyTensor], finite: Collection[str]) -> None:
     total = sum(tensor.num_bytes for tensor in tensors.values())
     with atomic_file(path, num_bytes=total) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        _write_member(archive, file, "data.pkl", [_pickled(tensors, extra)])
+        _write_member(archive, file, "data.pkl", [_pickled(table)])
         _write_member(archive, file, "byteorder", [b"little"])
         for index, (name, tensor) in enumerate(tensors.items()):
             pieces = data_pieces(path, name, tensor, is_checked=name in finite)
@@ -83,10 +111,9 @@ class _Pickler(pickle.Pickler):
         return "storage", kind, str(obj.index), "cpu", obj.tensor.numel
 
 
-def _pickled(tensors: Mapping[str, LazyTensor], extra: Mapping[str, Any] | None) -> bytes:
-    table = {name: _Stored(_Storage(index, tensor)) for index, (name, tensor) in enumerate(tensors.items())}
+def _pickled(table: object) -> bytes:
     buffer = io.BytesIO()
-    _Pickler(buffer, protocol=2).dump(table if extra is None else {"state_dict": table, **extra})
+    _Pickler(buffer, protocol=2).dump(table)
     return buffer.getvalue()
 
 

@@ -43,6 +43,31 @@ def open_pickle(path: Path) -> TensorFile:
     return _tensor_file(path, data, places)
 
 
+def open_tables(path: Path) -> Any:  # noqa: ANN401  # pickled data has any shape
+    """Return the data of a file that torch saved as it is nested, its tensors unread; nothing in it is run.
+
+    Raises:
+        EngineError: It names code, is compressed, damaged, or no such file.
+    """
+    try:
+        data, places = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
+        return _with_tensors(path, data, places, MappedFile(path))
+    except RefusedPickleError as error:
+        _refuse(path, str(error))
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError, RecursionError) as error:
+        _refuse(path, f"it is damaged ({error or type(error).__name__})")
+
+
+def _with_tensors(path: Path, data: object, places: dict[str, tuple[int, int]], mapped: MappedFile) -> object:
+    if isinstance(data, TensorRef):
+        return _lazy(path, mapped, "a tensor", data, places)
+    if isinstance(data, dict):
+        return {key: _with_tensors(path, value, places, mapped) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(_with_tensors(path, value, places, mapped) for value in data)
+    return data
+
+
 def _refuse(path: Path, why: str) -> NoReturn:
     raise EngineError(
         f"{safe_text(str(path))}: refused, and nothing in it was run: {safe_text(why)};"

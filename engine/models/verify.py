@@ -1,12 +1,14 @@
 """Certifying a saved model: complete, well-shaped, of sane types, and finite to the last value."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError, safe_text
-from engine.models.inspect import ModelInfo, describe, trainable_family
+from engine.models.hypernetwork_file import open_hypernetwork, sizes_text
+from engine.models.inspect import HYPERNETWORK, ModelInfo, describe, trainable_family
 from engine.models.keys import Family
 from engine.models.lazy import LazyTensor
 from engine.models.modules import architecture_shapes, differences
@@ -61,6 +63,8 @@ def verify(path: str | Path) -> VerifyReport:
     """
     source = open_source(Path(path))
     info = describe(source)
+    if info.what == HYPERNETWORK:
+        return _of_hypernetwork(Path(path), info)
     return VerifyReport(
         path=str(path),
         what=info.what,
@@ -76,6 +80,26 @@ def verify(path: str | Path) -> VerifyReport:
     )
 
 
+def _of_hypernetwork(path: Path, info: ModelInfo) -> VerifyReport:
+    """Opening it has held every name and shape to its structure; what is left are types and values."""
+    network = open_hypernetwork(path)
+    tensors = network.tensors()
+    kind = "layers " + ",".join(f"{size:g}" for size in network.structure.layers)
+    return VerifyReport(
+        path=str(path),
+        what=f"a hypernetwork for widths {sizes_text(network.layers)}, {kind}, {network.step} steps",
+        family="hypernetwork",
+        layout="single_file",
+        prediction_type=None,
+        num_tensors=len(tensors),
+        num_bytes=info.num_bytes,
+        dtypes=dict(Counter(tensor.dtype for tensor in tensors.values())),
+        parameters={"hypernetwork": sum(tensor.numel for tensor in tensors.values())},
+        problems=tuple(_bad_values("hypernetwork", tensors)),
+        warnings=(),
+    )
+
+
 def _problems(source: ModelSource, info: ModelInfo) -> Iterator[str]:
     try:
         family = trainable_family(info, None)
@@ -83,11 +107,15 @@ def _problems(source: ModelSource, info: ModelInfo) -> Iterator[str]:
     except EngineError as error:
         yield str(error)
     for part in PART_NAMES:
-        for name, tensor in source.parts[part].items():
-            if tensor.dtype not in _FLOATS:
-                yield f"{part}: {safe_text(name)} has the type {tensor.dtype}"
-            if not _is_all_finite(tensor):
-                yield f"{part}: {safe_text(name)} holds NaN or infinite values"
+        yield from _bad_values(part, source.parts[part])
+
+
+def _bad_values(part: str, tensors: Mapping[str, LazyTensor]) -> Iterator[str]:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _FLOATS:
+            yield f"{part}: {safe_text(name)} has the type {tensor.dtype}"
+        if not _is_all_finite(tensor):
+            yield f"{part}: {safe_text(name)} holds NaN or infinite values"
 
 
 def _misfits(source: ModelSource, info: ModelInfo, family: Family) -> Iterator[str]:

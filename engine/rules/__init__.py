@@ -6,12 +6,13 @@ docs/checks.md lists them all, with their reasons and sources.
 from collections.abc import Mapping
 
 from engine.errors import Problem
-from engine.rules import basics, data, idle, learning, noise, precision
+from engine.rules import basics, data, hypernetwork, idle, learning, noise, precision
 from engine.rules.rule import Rule, applied
 from engine.settings import Settings
 
 SETTINGS_RULES: tuple[Rule[Settings], ...] = (
-    *basics.RULES, *learning.RULES, *noise.RULES, *precision.RULES, *data.RULES, *idle.RULES,
+    *basics.RULES, *learning.RULES, *noise.RULES, *precision.RULES, *data.RULES,
+    *hypernetwork.RULES, *idle.RULES,
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from engine.errors import Values
+from engine.hypernetworks import STRUCTURE_SETTINGS
 from engine.rules.rule import Finding, rule, set_to, to_default
 from engine.settings import SECTION_OF, SECTIONS, DatasetSettings, Settings
 
@@ -32,6 +33,10 @@ def _takes_apart(dataset: DatasetSettings) -> bool:
 
 def _writes_metadata(settings: Settings) -> bool:
     return settings.saving.save_model_as == "safetensors"
+
+
+def _makes_hypernetwork(settings: Settings) -> bool:
+    return settings.training.train_hypernetwork and settings.training.hypernetwork_weights is None
 
 
 _ENDING = ("cosine_with_min_lr", "warmup_stable_decay")
@@ -98,6 +103,12 @@ NEEDS = (
          "conditioning_data_dir"),
     Need("conditioning_data_dir", lambda s: s.loss.masked_loss, "masked_loss", set_to(masked_loss=True)),
     Need("caption_extension", lambda s: bool(s.dataset.dataset_config or not s.dataset.in_json), "no in_json"),
+    Need("hypernetwork_weights", lambda s: s.training.train_hypernetwork, "train_hypernetwork",
+         set_to(train_hypernetwork=True)),
+    *(Need(name, _makes_hypernetwork, "train_hypernetwork and no hypernetwork_weights") for name in STRUCTURE_SETTINGS),
+    Need("hypernetworks", lambda s: bool(s.sampling.sample_prompts), "sample_prompts"),
+    Need("hypernetwork_strength", lambda s: bool(s.sampling.sample_prompts and s.training.train_hypernetwork),
+         "sample_prompts and train_hypernetwork"),
     *(Need(name, _writes_metadata, "save_model_as=safetensors") for name in _METADATA),
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ FULL_SIZE = 100_000_000
 """Parameters of a UNet above which the usual rates of whole SD models hold; SD 1.x has 860 million."""
 KOHYA = "sd-scripts docs/fine_tune_README_ja.md: 1e-6 to 5e-6"
 USUAL_RATES = {"AdamW": (5e-7, 1e-5), "AdamW8bit": (5e-7, 1e-5), "Lion": (5e-8, 3e-6)}
+HYPERNETWORK_RATES = (2e-6, 1e-4)  # Above, they turn to noise: A1111 issue 2269.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +87,13 @@ def unusual_rate(subject: ModelSubject) -> Iterator[Finding]:
     usual = USUAL_RATES.get(settings.optimizer.optimizer_type)
     if usual is None or (info is not None and info.parameters.get("unet", 0) < FULL_SIZE):
         return
-    low, high = usual
+    low, high = HYPERNETWORK_RATES if settings.training.train_hypernetwork else usual
     names = ["learning_rate", "learning_rate_te"] if settings.training.train_text_encoder else ["learning_rate"]
     for name in names:
         rate = getattr(settings.optimizer, name)
         if rate and not low <= rate <= high:
             message = f"{name} = {rate:g} is {'above' if rate > high else 'below'} the usual {low:g} to {high:g}"
-            proposed = min(5e-6, high / 2)
+            proposed = 2e-5 if settings.training.train_hypernetwork else min(5e-6, high / 2)
             yield Finding(
                 setting=name, message=f"{message} of {settings.optimizer.optimizer_type}",
                 fix=f"set {name}={proposed:g}", values=set_to(**{name: proposed}),

@@ -22,6 +22,7 @@ from engine.models.inspect import file_sha256
 from sdtui import recent
 from sdtui.draft import Draft
 from sdtui.format import bar, fit, fit_end
+from sdtui.forms import MODEL_USE as USE
 from sdtui.forms import ROWS
 from sdtui.keys import bindings
 from sdtui.known_models import KnownModel, known_models, ranked
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from engine.plan import Plan
 
 MODEL = "pretrained_model_name_or_path"
-USE = ("v_parameterization", "v2", "vae", "clip_skip", "max_token_length", "weighted_captions", "train_text_encoder")
 
 
 class StoppedError(Exception):

@@ -137,6 +137,8 @@ class ReviewPage(WizardPage):
                 _disk_line(plan),
             ]
         trains = "U-Net and text encoder" if training.train_text_encoder else "U-Net"
+        if training.train_hypernetwork:
+            trains = "a hypernetwork"
         rate = fmt.number(optimizer.learning_rate)
         return [
             *counted,

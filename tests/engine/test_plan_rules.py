@@ -69,6 +69,7 @@ def test_a_rule_on_the_model(code):
         ({"learning_rate": 1e-8}, "learning_rate"),
         ({"learning_rate": 5e-6, "optimizer_type": "Lion"}, "learning_rate"),
         ({"learning_rate_te": 1e-3, "train_text_encoder": True}, "learning_rate_te"),
+        ({"learning_rate": 1e-3, "train_hypernetwork": True}, "learning_rate"),
     ],
 )
 def test_rates_outside_the_usual_range(values, name):

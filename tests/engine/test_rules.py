@@ -13,6 +13,7 @@ FACTOR = {"optimizer_type": "AdaFactor", "max_grad_norm": 0.0}
 FREE = {"optimizer_type": "AdamWScheduleFree"}
 PRODIGY = {"optimizer_type": "Prodigy", "learning_rate": 1.0}
 FUSED = {"fused_backward_pass": True, "max_grad_norm": 0.0}
+HYPER = {"train_hypernetwork": True, "save_model_as": "ckpt"}
 V = {"v_parameterization": True}
 EPSILON = {"v_parameterization": False}
 
@@ -225,7 +226,15 @@ CASES = {
             {"caption_dropout_every_n_epochs": 4},
         )
     ],
+    "hypernetwork-alone": [({**HYPER, "train_text_encoder": True}, "train_text_encoder", HYPER)],
+    "hypernetwork-format": [({**HYPER, "save_model_as": "diffusers"}, "save_model_as", HYPER)],
+    "hypernetwork-reader": [({"train_hypernetwork": True}, "save_model_as", HYPER)],
     "idle-option": [
+        ({"hypernetwork_weights": "h.pt"}, "hypernetwork_weights", {**HYPER, "hypernetwork_weights": "h.pt"}),
+        ({"hypernetwork_activation": "relu"}, "hypernetwork_activation", {**HYPER, "hypernetwork_activation": "relu"}),
+        ({**HYPER, "hypernetwork_weights": "h.pt", "hypernetwork_dropout": 0.3}, "hypernetwork_dropout", {}),
+        ({"hypernetworks": ["h.pt"]}, "hypernetworks", {"hypernetworks": ["h.pt"], "sample_prompts": "p.txt"}),
+        ({**HYPER, "hypernetwork_strength": 0.5}, "hypernetwork_strength", {}),
         ({"lr_scheduler_num_cycles": 2}, "lr_scheduler_num_cycles", {}),
         ({"lr_scheduler_power": 2.0}, "lr_scheduler_power", {"lr_scheduler_power": 2.0, "lr_scheduler": "polynomial"}),
         ({"learning_rate_te": 1e-6}, "learning_rate_te", {"learning_rate_te": 1e-6, "train_text_encoder": True}),
