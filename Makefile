@@ -35,6 +35,7 @@ docs: $(STAMP)  ## Write the generated pages and schemas anew
 
 memory-table: $(STAMP)  ## Trace the memory table anew, after an update of diffusers (about an hour)
 	$(BIN)/python -m engine.memory_trace
+	$(BIN)/python -m engine.memory_trace --model sdtui/starter/model
 
 clean:
 	rm -rf $(VENV) sdtui-demo

@@ -124,8 +124,11 @@ def problem_lines(problem: Problem, width: int) -> Iterator[str]:
     yield from _wrapped(f"{problem.severity}: {place}{problem.message} [{problem.code}]", "", "  ", width)
     if problem.fix:
         yield from _wrapped(problem.fix, "  fix: ", "       ", width)
-    if problem.values:
+    if problem.values and not problem.ways:
         yield f"       {flags_of(problem.values)}"
+    for words, values in problem.ways:
+        yield f"       {flags_of(values)}"
+        yield from _wrapped(words, "         ", "         ", width)
     if problem.reason:
         yield from _wrapped(problem.reason, "  why: ", "       ", width)
 

@@ -35,7 +35,8 @@ class Problem:
     """A finding about settings, data or the machine, with its place and its remedy.
 
     `reason` is why it matters and how that is known; `setting` the setting it is about, where it is about one;
-    `values` the remedy as a change of settings, where it is one that needs no thought.
+    `values` the remedy as a change of settings, where it is one that needs no thought; `ways` remedies to choose
+    among, the best first.
     """
 
     code: str
@@ -46,6 +47,8 @@ class Problem:
     reason: str = ""
     setting: str = ""
     values: Values = ()
+    ways: tuple[tuple[str, Values], ...] = ()
+    """What each costs in words, and its change of settings."""
 
     @property
     def about(self) -> str:
@@ -69,6 +72,7 @@ class Problem:
             "reason": self.reason,
             "setting": self.setting,
             "set": dict(self.values),
+            "ways": [{"set": dict(values), "cost": words} for words, values in self.ways],
         }
 
 

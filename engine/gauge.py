@@ -10,7 +10,7 @@ from engine.events import Event, Step
 from engine.hardware import graphics_cards
 from engine.memory.calibration import Calibration, Calibrator, Device, Expected, save_calibration
 from engine.memory.forecast import Forecast, Part, forecast
-from engine.memory.of_run import calibration_key, request_of_run, with_own_unet
+from engine.memory.of_run import calibration_key, request_of_run, unet_config, with_own_unet
 from engine.memory.request import Size
 from engine.models.inspect import describe
 
@@ -81,7 +81,7 @@ def gauge_for(parts: "Parts", *, cache_dir: Path, tell: "Teller") -> MemoryGauge
     plan, source = parts.plan, parts.model.source
     request = request_of_run(parts.settings, plan=plan, info=describe(source), prompts=parts.prompts, card=card)
     try:
-        request = with_own_unet(request, source, cache_dir=cache_dir, may_trace=False)
+        request = with_own_unet(request, unet_config(source, request.family), cache_dir=cache_dir, may_trace=False)
     except KeyError:  # A UNet that no table knows: there is nothing to compare with.
         return None
     largest = max((bucket.size for bucket in plan.buckets if bucket.items), key=lambda size: size[0] * size[1])

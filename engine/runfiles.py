@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.dataset.config import DatasetConfig, DatasetPart, Subset
+from engine.dataset.keys import PART_SETTINGS
 from engine.models.atomic import atomic_file
 from engine.settings import Settings
 from engine.settings_io import run_toml
@@ -41,8 +42,7 @@ def dataset_toml(config: DatasetConfig, *, folder: Path) -> str:
 
 
 def _part_values(part: DatasetPart) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(part) if field.name != "subsets"]
-    return _plain({name: getattr(part, name) for name in names})
+    return _plain({name: getattr(part, name) for name in PART_SETTINGS})
 
 
 def _subset_values(subset: Subset, folder: Path) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Around:
         from engine.rules.model import ModelSubject
         from engine.rules.plan import RULES as PLAN_RULES
         from engine.rules.plan import PlanSubject
+        from sdtui.memory_meter import memory_problem
 
         settings = snapshot.checked[0].settings
         full = completed(settings, self.info)
@@ -73,6 +74,8 @@ class Around:
             found += applied(PLAN_RULES, PlanSubject(plan=replace(self.plan, settings=full)))
         if self.cards:  # Without one, this machine is rarely the one that trains.
             found += applied(MACHINE_RULES, MachineSubject(settings=full, cards=self.cards))
+            memory = memory_problem(full, self.plan)
+            found += [memory] if memory else []
         return tuple(found)
 
 

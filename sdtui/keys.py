@@ -44,6 +44,7 @@ SCOPES = {
     "picture": "Picture viewer",
     "captioning": "Captions",
     "dialog": "Dialogs",
+    "fit": "Ways to fit the card",
     "shape": "Wizard: Buckets, settings",
     "list": "Lists",
 }
@@ -155,6 +156,7 @@ KEYS: tuple[Key, ...] = (
         ("slash", "search", "Search", "Search all settings by name and help."),
         ("f", "fix", "Fix", "Fix the selected setting's or listed problem, else the first one that can be fixed."),
         ("r", "reset", "Reset", "Take the selected setting back to its default."),
+        ("m", "fit_memory", "Fit", "List the ways to make the run fit the graphics card, the cheapest first."),
         ("P", "presets", "Presets", "Apply a set of values: 12 GB, 16 GB, 24 GB, quality, quick test."),
     ]),
     *_keys("options", [
@@ -162,7 +164,6 @@ KEYS: tuple[Key, ...] = (
         ("R", "reset_group", "Reset group", "Take every setting of the group back to its default."),
         ("c", "changed_only", "Changed", "Show only the settings that differ from their default."),
         ("y", "copy", "Copy", "Copy the setting as TOML."),
-        ("m", "fit_memory", "Fit", "Make the cheapest change that lets the run fit the graphics card."),
     ], hidden=True),
     *_keys("review", [
         ("s", "start_here", "Start", "Save and train here; the screen may be closed at any time."),
@@ -247,6 +248,10 @@ KEYS: tuple[Key, ...] = (
         ("home", "move_to(0)", "First", "Go to the first row."),
         ("end", "move_to(-1)", "Last", "Go to the last row."),
         ("enter", "select", "Select", "Take the row."),
+    ], hidden=True),
+    *_keys("fit", [
+        (str(number), f"take({number - 1})", f"Way {number}", f"Make the changes of way {number}.")
+        for number in range(1, 7)
     ], hidden=True),
     *_keys("dialog", [("escape,q", "close", "Close", "Close without doing anything.")]),
 )  # fmt: skip

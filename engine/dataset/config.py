@@ -72,6 +72,8 @@ class DatasetPart:
     validation_split: float = 0.0
     validation_seed: int | None = None
     subsets: tuple[Subset, ...]
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+    """Keys that the data-set file gives, so that a setting of their kind does nothing."""
 
     @property
     def no_upscale(self) -> bool:
@@ -203,7 +205,8 @@ def _part_of_settings(defaults: Mapping[str, Any], problems: list[Problem]) -> D
 
 
 def _part(level: _Level, subsets: tuple[Subset, ...], problems: list[Problem]) -> DatasetPart:
-    part = DatasetPart(subsets=subsets, **level.values(*PART_SETTINGS))
+    given = frozenset(key for key in PART_SETTINGS if level.gives(key))
+    part = DatasetPart(subsets=subsets, given=given, **level.values(*PART_SETTINGS))
     low, high = adjust_limits(part.min_bucket_reso, part.max_bucket_reso, part.bucket_reso_steps)
     problems += _bucket_problems(part, level, low, high)
     return dataclasses.replace(part, min_bucket_reso=low, max_bucket_reso=high)

@@ -1,4 +1,4 @@
-"""The table of a UNet that is none of the published ones: traced once in another process, then kept. Torch-free."""
+"""The table of a UNet that is none of the shipped ones: traced once in another process, then kept. Torch-free."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.errors import EngineError, safe_text
 from engine.memory.request import FamilyName
-from engine.memory.table import UnetTable, config_hash, family_table, unet_table
+from engine.memory.table import UnetTable, config_hash, family_table, other_unet, unet_table
 from engine.models.atomic import atomic_file
 
 FOLDER = "memory"
@@ -27,6 +27,8 @@ def table_for(config: Mapping[str, Any], family: FamilyName, case: str, *, cache
     name = config_hash(config)
     if name == family_table(family).unet.hash:
         return None
+    if shipped := other_unet(name):
+        return shipped
     path = cache_dir / FOLDER / f"{name}.json"
     known = _read(path)
     if known is not None and case in known["planes"]:
@@ -47,6 +49,8 @@ def known_table(config: Mapping[str, Any], family: FamilyName, case: str, *, cac
     name = config_hash(config)
     if name == family_table(family).unet.hash:
         return None
+    if shipped := other_unet(name):
+        return shipped
     known = _read(cache_dir / FOLDER / f"{name}.json")
     if known is None or case not in known["planes"]:
         raise KeyError(name)

@@ -141,6 +141,13 @@ def family_table(family: str) -> FamilyTable:
     )
 
 
+@cache
+def other_unet(name: str) -> UnetTable | None:
+    """Return the table of a UNet that ships beside the families', such as the starter project's, by its hash."""
+    raw = shipped_table()["unets"].get(name)
+    return unet_table(raw) if raw else None
+
+
 def unet_table(raw: Mapping[str, Any]) -> UnetTable:
     """Return a UNet's part of a table."""
     return UnetTable(hash=raw["hash"], shapes=_shapes(raw["shapes"]), cases=raw["planes"], sampling=raw["sampling"])

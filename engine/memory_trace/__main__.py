@@ -1,20 +1,28 @@
-"""Writes the memory table, or the part of it for one UNet: `python -m engine.memory_trace --help`."""
+"""Writes the memory table, or a part of it for one UNet: `python -m engine.memory_trace --help`."""
 
 import argparse
 import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from engine.memory.table import SHIPPED
 from engine.memory_trace.step import case_of
-from engine.memory_trace.table import TEXT_ENCODERS, stamp, traced_family, traced_unet
+from engine.memory_trace.table import CASES, TEXT_ENCODERS, stamp, traced_family, traced_unet
+from engine.models.configs import model_config
+from engine.models.inspect import family_of
+from engine.models.keys import Family
+from engine.models.source import open_source
 
 
 def main() -> int:
     """Write what is asked for; a UNet's part goes to stdout."""
     parser = argparse.ArgumentParser(prog="python -m engine.memory_trace", description=__doc__)
     parser.add_argument("--family", action="append", choices=[*TEXT_ENCODERS], help="only these families of the table")
+    parser.add_argument(
+        "--model", type=Path, help="add only the UNet of this model, which is none of the families' own"
+    )
     parser.add_argument("--config", help="a UNet's config.json, - for stdin: print its part of a table")
     parser.add_argument("--case", action="append", default=[], metavar="PRECISION,CHECKPOINTING,ATTENTION")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="the table to write")
@@ -25,11 +33,25 @@ def main() -> int:
         json.dump(traced_unet(config, tuple(map(case_of, parsed.case))), sys.stdout)
         return 0
     table = json.loads(parsed.out.read_text("utf-8")) if parsed.out.exists() else {"families": {}}
+    if parsed.model:
+        found = traced_unet(_unet_of(parsed.model), CASES, partial(_say, parsed.model.name))
+        table.setdefault("unets", {})[found["hash"]] = found
+        _write(table, parsed.out)
+        return 0
     for family in parsed.family or TEXT_ENCODERS:
         table["families"][family] = traced_family(family, partial(_say, family))
-        table |= stamp()
-        parsed.out.write_text(json.dumps(table, separators=(",", ":")) + "\n", encoding="utf-8")
+        _write(table | stamp(), parsed.out)
     return 0
+
+
+def _unet_of(model: Path) -> dict[str, Any]:
+    source = open_source(model)
+    family: Family = "sd2" if family_of(source) == "sd2" else "sd1"
+    return model_config("unet", source.parts["unet"], family, source.configs.get("unet", {}))
+
+
+def _write(table: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(table, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def _say(family: str, case: str) -> None:

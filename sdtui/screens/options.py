@@ -1,5 +1,6 @@
 """Every setting: groups, values edited in place, help, origin, presets, problems with one-key fixes."""
 
+import asyncio
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -18,11 +19,12 @@ from sdtui.fixes import fix_text
 from sdtui.format import SEVERITY_MARKS, fit
 from sdtui.forms import ROWS, Row, rows_of, search, shown_choice
 from sdtui.keys import bindings
-from sdtui.memory_meter import cheapest_way, values_of
+from sdtui.memory_meter import fit_of, values_of
 from sdtui.messages import ChangeSettings, DraftChanged, FixProblem, PlanChanged, PlanFailed, Say
 from sdtui.pages import WizardPage
 from sdtui.presets import PRESETS
 from sdtui.screens.choice import Choice, ChoiceDialog
+from sdtui.screens.fit_dialog import FitDialog
 from sdtui.widgets.row_list import Cell, RowList
 from sdtui.widgets.setting_table import SettingTable
 
@@ -265,13 +267,15 @@ class OptionsPage(WizardPage):
         else:
             self.screen.action_fix()  # type: ignore[attr-defined]
 
-    @work(thread=True, exclusive=True, group="fit")
-    def action_fit_memory(self) -> None:
-        """Make the cheapest change that lets the run fit the graphics card."""
-        way = cheapest_way(self.draft.settings, self.plan)
-        if way is None:
-            self.post_message(Say("it fits already, or there is no card to fit, or nothing helps"))
-        else:
+    @work(group="dialog", exclusive=True)
+    async def action_fit_memory(self) -> None:
+        """Show the ways to make the run fit the graphics card, and go the one that is taken."""
+        found = await asyncio.to_thread(fit_of, self.draft.settings, self.plan)
+        if not found.ways:
+            self.post_message(Say(found.text))
+            return
+        way = await self.app.push_screen_wait(FitDialog(found))
+        if way is not None:
             self.post_message(ChangeSettings(values_of(way), f"to fit the card: {way.loss}"))
 
     @work(group="dialog")

@@ -132,12 +132,37 @@ def test_the_printed_fix_mends_the_problem(run_toml, capsys):
     assert "idle-option" not in found
 
 
-def test_a_card_can_be_named(run_toml, capsys):
+def test_a_card_can_be_named(tmp_path, capsys):
     """By its compute capability, as the forecast of memory takes it."""
-    assert "bf16-on-old-card" in checked(run_toml, capsys, "--set", "mixed_precision=bf16", "--gpu_arch", "sm_75")[1]
-    assert "bf16-on-old-card" not in checked(run_toml, capsys, "--set", "mixed_precision=bf16", "--gpu_arch", "8.6")[1]
-    assert main(["check", str(run_toml), "--gpu_arch", "fast"]) == 2
+    write_project(tmp_path)
+    path, bf16 = tmp_path / "run.toml", ("--set", "mixed_precision=bf16")
+    assert "bf16-on-old-card" in checked(path, capsys, *bf16, "--gpu_arch", "sm_75")[1]
+    assert "bf16-on-old-card" not in checked(path, capsys, *bf16, "--gpu_arch", "8.6")[1]
+    assert main(["check", str(path), "--gpu_arch", "fast"]) == 2
     assert "8.6" in capsys.readouterr().err
+
+
+def test_every_way_to_fit_is_printed_as_flags(tmp_path, capsys):
+    """Those of the error, each with its cost; pasted behind the command, any of them mends it."""
+    path, card = tmp_path / "run.toml", ("--gpu_memory_gib", "12")
+    heavy = ("--set", "use_ema=true", "--set", "train_batch_size=4", "--set", "resolution=512,512")
+    path.write_text(
+        f"pretrained_model_name_or_path = 'runwayml/stable-diffusion-v1-5'\ntrain_data_dir = '{pictures()}'\n"
+        "output_dir = 'out'\n"
+    )
+
+    code, found = checked(path, capsys, *heavy, *card)
+    assert (code, found["memory"]["severity"]) == (2, "error")
+    ways = found["memory"]["ways"]
+    assert len(ways) > 2
+    assert max(len(way["set"]) for way in ways) > min(len(way["set"]) for way in ways)
+    main(["check", str(path), *heavy, *card])
+    lines = [line.split() for line in capsys.readouterr().err.splitlines() if line.lstrip().startswith("--set")]
+    for way, line in zip(ways, lines[: len(ways)], strict=True):
+        assert len(line) == 2 * len(way["set"])
+        assert "needed" in way["cost"]
+        _, mended = checked(path, capsys, *heavy, *line, *card)
+        assert mended.get("memory", {"severity": "none"})["severity"] != "error"
 
 
 def test_a_plan_knows_the_time_after_a_run_of_its_kind(tmp_path, capsys):

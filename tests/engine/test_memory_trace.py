@@ -1,24 +1,34 @@
 """The tracer: against real allocations, the shipped table, the allocator's rules, the real optimizers."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 from math import prod
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
+import sdtui
+from engine.memory import own_table
 from engine.memory.allocation import MIB, CachingAllocator
 from engine.memory.forecast import forecast
+from engine.memory.of_run import unet_config
 from engine.memory.optimizers import COSTS, cost_of, state_bytes
-from engine.memory.own_table import table_for
+from engine.memory.own_table import known_table, table_for
 from engine.memory.request import Request
 from engine.memory.table import config_hash, family_table, shipped_table
 from engine.memory_trace.check import compare_with_cpu
 from engine.memory_trace.optimizers import measure_optimizer
 from engine.memory_trace.step import Case, Point, build_unet, trace_unet
+from engine.memory_trace.table import CASES
+from engine.models.source import open_source
 from engine.resources import family_config
 from engine.setting_types import OptimizerName
 
+STARTER = Path(sdtui.__file__).parent / "starter" / "model"
 TINY = {**family_config("sd1", "unet"), "block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 64,
         "attention_head_dim": 4}  # fmt: skip
 
@@ -52,16 +62,49 @@ def test_the_shipped_table_is_of_the_shipped_configs(family):
     assert config_hash(family_config(family, "unet")) == family_table(family).unet.hash
 
 
-def test_an_unknown_unet_is_traced_once(tmp_path):
-    """And kept in the cache folder."""
-    case = "mixed checkpointed fused"
-    table = table_for(TINY, "sd1", case, cache_dir=tmp_path)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_starter_projects_unet_is_in_the_shipped_table(tmp_path, monkeypatch, case):
+    """As `check` takes it from the model's files, in every precision, checkpointing and attention."""
+    monkeypatch.setattr(own_table, "traced", None)
+    config = unet_config(open_source(STARTER), "sd1")
+
+    table = table_for(config, "sd1", case.name, cache_dir=tmp_path)
 
     assert table is not None
-    assert table_for(family_config("sd1", "unet"), "sd1", case, cache_dir=tmp_path) is None
+    assert table == known_table(config, "sd1", case.name, cache_dir=tmp_path)
+    assert table.case(case.name).forward_peak(4, 0.0625, 1)[0] > 0
+    assert not [*tmp_path.iterdir()]
+
+
+SMALLEST = {
+    **family_config("sd1", "unet"), "block_out_channels": [32], "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"], "layers_per_block": 1, "cross_attention_dim": 16,
+}  # fmt: skip
+TRACING = """
+import json, sys
+from pathlib import Path
+from engine.memory.own_table import table_for
+case = "mixed checkpointed fused"
+table = table_for(json.loads(sys.stdin.read()), "sd1", case, cache_dir=Path(sys.argv[1]))
+print(sum(table.case(case).forward_peak(1, 1.0, 1)), "torch" in sys.modules)
+"""
+
+
+def test_an_unknown_unet_is_traced_once(tmp_path):
+    """In a process of its own, so that the one that asks stays free of torch; and kept in the cache folder."""
+    command = [sys.executable, "-c", TRACING, str(tmp_path)]
+    done = subprocess.run(command, input=json.dumps(SMALLEST), capture_output=True, text=True, check=True)
+    peak, has_torch = done.stdout.split()
+    assert (float(peak) > 1, has_torch) == (True, "False")
     (kept,) = (tmp_path / "memory").iterdir()
     before = kept.stat().st_mtime_ns
-    assert table_for(TINY, "sd1", case, cache_dir=tmp_path) == table
+
+    case = "mixed checkpointed fused"
+    assert table_for(family_config("sd1", "unet"), "sd1", case, cache_dir=tmp_path) is None
+    table = table_for(SMALLEST, "sd1", case, cache_dir=tmp_path)
+
+    assert table is not None
+    assert sum(table.case(case).forward_peak(1, 1.0, 1)) == float(peak)
     assert kept.stat().st_mtime_ns == before
     request = Request(
         family="sd1", size=(256, 256), batch=1, chunks=1, precision="mixed", is_checkpointed=True, attention="fused",
