@@ -8,7 +8,6 @@ from typing import get_args
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
 from engine.settings import SECTIONS, Section, Settings
 from engine.settings_io import (
-    NOT_YET,
     REFUSED,
     SHORTHANDS,
     WITHOUT_EFFECT,
@@ -32,7 +31,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
             _add_flag(group, key, section)
     # Known to the parser so that `settings_io` can answer each by name; hidden, since they do nothing.
     parser.add_argument("--output_config", nargs="?", const="true", help="Write the flags into --config_file and end.")
-    for key in (*SHORTHANDS, *WITHOUT_EFFECT, *NOT_YET, *REFUSED):
+    for key in (*SHORTHANDS, *WITHOUT_EFFECT, *REFUSED):
         parser.add_argument(f"--{key}", nargs="*", help=argparse.SUPPRESS)
 
 
@@ -95,7 +94,6 @@ def settings_from_flags(
     known = {key for section in SECTIONS.values() for key in section.model_fields} | {
         *SHORTHANDS,
         *WITHOUT_EFFECT,
-        *NOT_YET,
         *REFUSED,
     }
     givens += [_given(name, value) for name, value in given.items() if name in known]

@@ -1,4 +1,4 @@
-"""Saved models sent to a repository of a model hub; off unless one is named, and no failure ends a run. Torch-free."""
+"""Saved models and states sent to a hub, off unless a repository is named; no failure ends a run. Torch-free."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from engine.settings import SavingSettings
 
 
 class HubUpload:
-    """Makes the repository when the run starts and sends every model after it was saved."""
+    """Makes the repository when the run starts and sends every model, and states if asked, after it was saved."""
 
     def __init__(self, hub: SavingSettings, folder: Path, warn: Callable[[str, str], None]) -> None:
         self._hub = hub
@@ -26,8 +26,9 @@ class HubUpload:
         if isinstance(event, Started):
             self._waiting.append(self._pool.submit(self._attempt, "the repository", self._make_repository))
         elif isinstance(event, Saved):
-            path = self._folder / event.path
-            self._waiting.append(self._pool.submit(self._attempt, event.path, lambda: self._send(path)))
+            if event.mode and not self._hub.save_state_to_huggingface:
+                return
+            self._waiting.append(self._pool.submit(self._attempt, event.path, lambda: self._send(event.path)))
         else:
             self._tell(only_done=True)
             return
@@ -51,7 +52,7 @@ class HubUpload:
             action()
         except Exception as error:  # noqa: BLE001 - whatever the client throws must not end a training
             cause = safe_text(" ".join(str(error).split()))
-            return f"{what} was not sent to {safe_text(self._repository)} ({cause}); the model is in the run folder"
+            return f"{what} was not sent to {safe_text(self._repository)} ({cause}); it is in the run folder"
         return ""
 
     @property
@@ -72,8 +73,9 @@ class HubUpload:
             exist_ok=True,
         )
 
-    def _send(self, path: Path) -> None:
-        target = "/".join(part for part in (self._hub.huggingface_path_in_repo, path.name) if part)
+    def _send(self, name: str) -> None:
+        path = self._folder / name
+        target = "/".join(part for part in (self._hub.huggingface_path_in_repo, name) if part)
         where = {
             "repo_id": self._repository,
             "repo_type": self._hub.huggingface_repo_type,

@@ -101,6 +101,10 @@ def resume_setting(loaded: LoadedSettings, progress: Progress | None = None) -> 
     if saving.resume is None:
         return loaded, None
     source = Path(saving.resume)
+    if saving.resume_from_huggingface:
+        from engine.models.hub import fetch_state
+
+        source = fetch_state(saving.resume, saving.huggingface_token)
     is_ours = (source / MANIFEST).exists() or (source / FOLDER).is_dir()
     if not is_ours and (source / "model.safetensors").exists():
         return loaded, Resume(source=source, is_in_place=False, only_weights=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from engine.settings import SECTIONS, Settings
-from engine.settings_io import NOT_YET, REFUSED, SHORTHANDS, WITHOUT_EFFECT
+from engine.settings_io import REFUSED, SHORTHANDS, WITHOUT_EFFECT
 
 
 def run_json_schema() -> dict[str, Any]:
@@ -54,8 +54,6 @@ def settings_markdown(proofs: Mapping[str, str] | None = None) -> str:
     lines += [f"| `{flag}` | `{key} = {value}` |" for flag, (key, value) in SHORTHANDS.items()]
     lines += ["", "## Accepted, without effect", "", "| flag | because |", "|---|---|"]
     lines += [f"| `{flag}` | {reason} |" for flag, reason in WITHOUT_EFFECT.items()]
-    lines += ["", "## Known, refused by name until they are there", "", "| flag | for |", "|---|---|"]
-    lines += [f"| `{flag}` | {reason} |" for flag, reason in NOT_YET.items()]
     lines += ["", "## Refused by name", "", "| flag | because |", "|---|---|"]
     lines += [f"| `{flag}` | {reason} |" for flag, reason in REFUSED.items()]
     return "\n".join(lines) + "\n"

@@ -152,7 +152,7 @@ Widths = Annotated[
     BeforeValidator(_widths, json_schema_input_type=int | str | list[int]),
     PlainSerializer(_joined),
 ]
-PathKind = Literal["model", "file", "folder", "output"]
+PathKind = Literal["model", "file", "folder", "output", "state"]
 
 
 def path_hint(kind: PathKind) -> dict[str, Any]:

@@ -26,11 +26,6 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "console_log_simple": "plain lines are printed where there is no terminal",
 }
 
-# Established flags that are known but not implemented: refused by name rather than ignored.
-NOT_YET: Mapping[str, str] = {
-    **dict.fromkeys(["save_state_to_huggingface", "resume_from_huggingface"], "states on a hub"),
-}
-
 # Established flags that will not come: refused by name, with what to do instead.
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
@@ -162,7 +157,7 @@ def build(givens: Sequence[Given]) -> LoadedSettings:
 
 
 def _expand(given: Given) -> tuple[Given | None, list[Problem]]:
-    """Translate shorthands; refuse unknown and not-yet names; note names without effect."""
+    """Translate shorthands; refuse unknown names; note names without effect."""
     name, where = given.name, given.place
     if name in SECTION_OF:
         return given, []
@@ -174,7 +169,7 @@ def _expand(given: Given) -> tuple[Given | None, list[Problem]]:
     if name in WITHOUT_EFFECT:
         note = f"{name} has no effect: {WITHOUT_EFFECT[name]}"
         return None, [Problem(code="no-effect", severity="info", where=where, message=note, fix=f"remove {name}")]
-    if name in NOT_YET or name in REFUSED:
+    if name in REFUSED:
         return None, [] if is_off else [_refusal(name, where)]
     shown = safe_text(name)
     hint = nearest(name, [*SECTION_OF, *SHORTHANDS])
@@ -183,10 +178,8 @@ def _expand(given: Given) -> tuple[Given | None, list[Problem]]:
 
 
 def _refusal(name: str, where: str) -> Problem:
-    code, message = "refused", f"{name} is refused: {REFUSED.get(name)}"
-    if name in NOT_YET:
-        code, message = "not-yet", f"{name} is not available yet ({NOT_YET[name]})"
-    return Problem(code=code, severity="error", where=where, message=message, fix=f"remove {name}")
+    message = f"{name} is refused: {REFUSED[name]}"
+    return Problem(code="refused", severity="error", where=where, message=message, fix=f"remove {name}")
 
 
 def _check(given: Given) -> tuple[Any, list[Problem]]:
@@ -240,10 +233,10 @@ def _resolve_path(given: Given, value: Any) -> Any:
         return value
     path = Path(value).expanduser()
     candidate = path if path.is_absolute() else given.folder / path
-    # A model may be named by a hub id such as org/name, which is no path.
-    if kind == "model" and not path.is_absolute() and not value.startswith(".") and not candidate.exists():
+    # A model or state may be named by a hub id such as org/name, which is no path.
+    if kind in ("model", "state") and not path.is_absolute() and not value.startswith(".") and not candidate.exists():
         return value
-    return str(candidate.resolve() if kind != "model" else candidate.absolute())
+    return str(candidate.resolve() if kind not in ("model", "state") else candidate.absolute())
 
 
 def _rewritten(text: str, action: Callable[[str], str]) -> str:
@@ -290,4 +283,4 @@ def _written(name: str, value: Any, folder: Path) -> Any:
     except ValueError:  # Another drive.
         return value
     text = relative.as_posix()
-    return f"./{text}" if kind == "model" and not text.startswith(".") else text
+    return f"./{text}" if kind in ("model", "state") and not text.startswith(".") else text

@@ -46,10 +46,12 @@ class SavingSettings(Section):
     """Keep only the newest n states saved by epochs, never fewer than two; left out: as save_last_n_epochs."""
     save_last_n_steps_state: int | None = Field(None, ge=1)
     """Keep only the states saved in the last n steps, never fewer than two; left out: as save_last_n_steps."""
-    resume: str | None = Field(None, json_schema_extra=path_hint("folder"))
+    resume: str | None = Field(None, json_schema_extra=path_hint("state"))
     """Go on from this state folder, or from the newest state of this run folder, in output_dir."""
     resume_weights_only: bool = False
     """Take only the weights of the state that resume names, and start at step 0."""
+    resume_from_huggingface: bool = False
+    """The state that resume names is on a hub: owner/name/path/of/state, perhaps with :revision."""
     metadata_title: str | None = None
     """Title written into the model file; left out: output_name."""
     metadata_author: str | None = None
@@ -82,8 +84,10 @@ class SavingSettings(Section):
     """Access token, never written to a file; HF_TOKEN in the environment or `hf auth login` do as well."""
     huggingface_repo_visibility: Literal["public", "private"] = "private"
     """Whether a new repository can be seen by everybody."""
+    save_state_to_huggingface: bool = False
+    """Send resumable states too, to the folder state in the repository."""
     async_upload: bool = False
-    """Go on training while a model is sent."""
+    """Go on training while a model or state is sent."""
 
 
 class SamplingSettings(Section):

@@ -1,6 +1,7 @@
 """Fetching a model from the Hugging Face hub: only the files that are needed, safetensors only, and clear refusals."""
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ _BESIDES = re.compile(
     r"model_index\.json|(unet|vae|text_encoder)/config\.json|scheduler/scheduler_config\.json"
     r"|tokenizer/(vocab\.json|merges\.txt|tokenizer_config\.json|special_tokens_map\.json)"
 )
+# From the state's own folder, from the folder of states, or from a run's.
+_STATE = re.compile(r"(state/)?(step-\d{8,}/)?[\w.-]+\.(safetensors|json)")
 Progress = Callable[[str, int, int], None]
 
 
@@ -52,6 +55,38 @@ def download(source: str, api: "HfApi", progress: Progress | None = None, *, is_
         EngineError: The cause, and how to place the files by hand.
     """
     return download_files(source, api, lambda names: _needed(source, names, is_vae=is_vae), progress)
+
+
+def fetch_state(name: str, token: str | None = None) -> Path:
+    """Download the state, or the run's states, at `owner/name/path` or `owner/name/path:revision`; return its folder.
+
+    Raises:
+        EngineError: The name is of another form, there is no state under it, or it can't be fetched.
+    """
+    from huggingface_hub import HfApi
+
+    place, _, revision = name.partition(":")
+    owner, _, rest = place.partition("/")
+    repo, _, inner = rest.partition("/")
+    source = f"{owner}/{repo}" + (f":{revision}" if revision else "")
+    if not is_hub_id(source):
+        raise EngineError(
+            f"resume = {safe_text(name)}: with resume_from_huggingface it is owner/name/path/of/state, perhaps with "
+            ":revision, in a repository of models"
+        )
+    prefix = f"{inner.strip('/')}/" if inner else ""
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    folder = download_files(source, api, lambda names: _state_files(name, names, prefix)) / inner
+    return folder.parent if folder.name == "state" else folder
+
+
+def _state_files(name: str, names: Sequence[str], prefix: str) -> list[str]:
+    found = [file for file in names if file.startswith(prefix) and _STATE.fullmatch(file.removeprefix(prefix))]
+    if not found:
+        raise EngineError(
+            f"resume = {safe_text(name)}: there is no state of this program's in the repository; check it"
+        )
+    return found
 
 
 def download_files(

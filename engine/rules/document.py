@@ -20,7 +20,6 @@ ALL_RULES: Mapping[str, tuple[Rule[Any], ...]] = {
 _OTHERS = (
     ("unknown-key", "error", "a key that is no setting; the nearest valid one is named"),
     ("bad-value", "error", "a value of the wrong type or outside its bounds"),
-    ("not-yet", "error", "a flag of sd-scripts that is known but not available"),
     ("no-effect", "info", "a flag of sd-scripts that is accepted and changes nothing here, with the reason"),
     ("model", "error", "the model or VAE is missing, damaged, unsafe or of a kind that can't be trained"),
     ("prompts, sample-prompts", "error", "the file of prompts can't be read, or a line of it is wrong"),

@@ -58,6 +58,7 @@ _METADATA = tuple(name for name in SECTION_OF if name.startswith("metadata_"))
 
 _HUB = (
     *(name for name in SECTION_OF if name.startswith("huggingface_") and name != "huggingface_repo_id"),
+    "save_state_to_huggingface",
     "async_upload",
 )
 
@@ -91,6 +92,7 @@ NEEDS = (
     *(Need(name, lambda s: s.logging.log_with in ("wandb", "all"), "log_with=wandb")
       for name in ("wandb_run_name", "wandb_api_key", "log_tracker_config", "log_config")),
     *(Need(name, lambda s: bool(s.saving.huggingface_repo_id), "huggingface_repo_id") for name in _HUB),
+    Need("resume_from_huggingface", lambda s: bool(s.saving.resume), "resume"),
     Need("log_prefix", lambda s: bool(s.logging.logging_dir), "logging_dir"),
     Need("log_tracker_name", lambda s: bool(s.logging.logging_dir or s.logging.log_with), "logging_dir"),
     *(Need(name, _without_file(lambda d: d.enable_bucket), "enable_bucket") for name in _BUCKETS),

@@ -8,7 +8,7 @@ import pytest
 from engine.cli import main
 from engine.schema import dataset_json_schema, documents, read_proofs, run_json_schema, settings_markdown
 from engine.settings import SECTION_OF, SECTIONS
-from engine.settings_io import NOT_YET, SHORTHANDS, WITHOUT_EFFECT
+from engine.settings_io import REFUSED, SHORTHANDS, WITHOUT_EFFECT
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -26,7 +26,7 @@ def test_the_page_names_every_setting_and_flag():
     """With its effect; what is accepted without effect and what is refused is said."""
     page = settings_markdown()
 
-    for name in (*SECTION_OF, *SHORTHANDS, *WITHOUT_EFFECT, *NOT_YET):
+    for name in (*SECTION_OF, *SHORTHANDS, *WITHOUT_EFFECT, *REFUSED):
         assert f"| `{name}` |" in page, name
     assert "| `learning_rate` | float (> 0, <= 10) | `2e-06` |" in page
     assert "| `mixed_precision` | no, fp16, bf16 | `no` |" in page

@@ -10,7 +10,7 @@ import pytest
 from engine.errors import EngineError, ProblemsError
 from engine.flags import add_setting_flags, settings_from_flags
 from engine.settings import SECTION_OF, SECTIONS, Settings
-from engine.settings_io import NOT_YET, WITHOUT_EFFECT, load_run, run_toml
+from engine.settings_io import REFUSED, WITHOUT_EFFECT, load_run, run_toml
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -119,10 +119,10 @@ def test_rewriting_keeps_the_users_comments(tmp_path):
     assert run_toml(settings, folder=tmp_path, existing=text) == text + "\n[training]\nmax_train_steps = 9\n"
 
 
-@pytest.mark.parametrize("name", sorted(NOT_YET))
-def test_what_is_not_there_yet_is_refused_by_name(tmp_path, name):
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_is_not_taken_over_is_refused_by_name(tmp_path, name):
     """Accepting an option and not using it is the worst answer."""
-    with pytest.raises(ProblemsError, match=f"{name} is not available yet"):
+    with pytest.raises(ProblemsError, match=f"{name} is refused"):
         load_run(write(tmp_path, f"{name} = 1\n"))
 
 

@@ -1,7 +1,9 @@
 """Weights & Biases and the model hub: what is sent, that keys are written nowhere, and that no failure ends a run."""
 
+import hashlib
 import http.server
 import json
+import shutil
 import sys
 import threading
 import types
@@ -127,6 +129,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     made, files, tokens = [], [], []
     refuses = False
+    holds = None  # The folder of what can be fetched.
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -155,7 +158,23 @@ class Hub(http.server.BaseHTTPRequestHandler):
             )
 
     def do_GET(self):
-        self._answer(404, {"error": "not there"})
+        if self.path.startswith("/api/models/me/model"):
+            names = [path.relative_to(self.holds).as_posix() for path in self.holds.rglob("*") if path.is_file()]
+            files = [{"rfilename": name, "size": 1, "blobId": "0"} for name in names]
+            self._answer(200, {"id": "me/model", "sha": "1" * 40, "siblings": files})
+        elif self.path.startswith(f"/me/model/resolve/{'1' * 40}/"):
+            data = (self.holds / self.path.split("/", 5)[5]).read_bytes()
+            self.send_response(200)
+            self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "1" * 40)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+        else:
+            self._answer(404, {"error": "not there"})
+
+    do_HEAD = do_GET
 
     def _answer(self, code, document):
         data = json.dumps(document).encode()
@@ -202,6 +221,29 @@ def test_saved_models_are_sent_to_a_repository(tmp_path, hub, is_async, visibili
     ]  # fmt: skip
     assert set(hub.tokens) == {"Bearer hf_secret"}
     assert [event for event in run.of("warning") if event.code == "hub"] == []
+
+
+def test_states_are_sent_and_resumed_from_only_if_asked(tmp_path, hub, monkeypatch):
+    """Not beside the models unless a setting says so; a run elsewhere goes on from the one that was sent."""
+    common = {"save_every_n_steps": 2, "save_state": True, "huggingface_repo_id": "me/model", "max_train_steps": 3}
+    go(tmp_path / "quiet", **common)
+    assert not [name for name in hub.files if "state" in name]
+    run = go(tmp_path / "sent", **common, huggingface_path_in_repo="runs", save_state_to_huggingface=True)
+    sent = [name.removeprefix("runs/") for name in hub.files if "state/step-00000002" in name]
+    assert {name.rpartition("/")[2] for name in sent} >= {"MANIFEST.json", "unet.safetensors", "optimizer.safetensors"}
+
+    hub.holds = tmp_path / "sent" / "hub"
+    (hub.holds / "runs" / "state").mkdir(parents=True)
+    shutil.copytree(run.folder / "state" / "step-00000002", hub.holds / "runs" / "state" / "step-00000002")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    resumed = [
+        go(tmp_path / name.replace("/", "-"), max_train_steps=3, resume=name, resume_from_huggingface=True)
+        for name in ("me/model/runs", "me/model/runs/state/step-00000002:main")
+    ]
+    assert [again.losses for again in resumed] == [run.losses[2:]] * 2
+    for wrong, words in (("me/model/nowhere", "no state"), ("state", "owner/name")):
+        with pytest.raises(EngineError, match=words):
+            go(tmp_path / "wrong", resume=wrong, resume_from_huggingface=True)
 
 
 def test_a_hub_that_refuses_costs_a_warning(tmp_path, hub):
