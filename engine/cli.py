@@ -17,10 +17,10 @@ from engine.settings_io import LoadedSettings, load_run
 
 DONE, FAILED, WRONG = 0, 1, 2
 
-# Verbs of the contract whose issue has not landed: refused by name.
+# Verbs that need the screens: refused by name.
 LATER = {
     "attach": "the training screen belongs to sdtui: `sdtui attach DIR`, or follow events.jsonl in the run folder",
-    "serve": "the app in a browser is not available yet",
+    "serve": "the app in a browser belongs to sdtui: `sdtui serve`",
 }
 
 

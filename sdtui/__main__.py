@@ -19,6 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return demo(words[1:])
     if words[0] == "attach":
         return _attach(words[1:])
+    if words[0] == "serve":
+        from sdtui.browser.serve import serve
+
+        return serve(words[1:])
     from engine.cli import main as headless
 
     return headless(words, program="sdtui")

@@ -64,8 +64,10 @@ class SdtuiApp(App[str]):
         (0, "-flat"), (MIN_HEIGHT, "-short"), (36, "-tall"),
     ]  # fmt: skip
 
-    def __init__(self, *, open_path: Path | None = None, attach: Path | None = None) -> None:
-        self.terminal: Terminal = detect()
+    def __init__(
+        self, *, open_path: Path | None = None, attach: Path | None = None, terminal: Terminal | None = None
+    ) -> None:
+        self.terminal: Terminal = terminal or detect()
         self.tty: TerminalFile | None = None
         super().__init__()
         self.engine: EngineThread | None = None
@@ -108,6 +110,8 @@ class SdtuiApp(App[str]):
             self.write_raw(sequence)
         if not sequences:
             return f"too long for the clipboard{kept}"
+        if self.terminal.is_browser:
+            return f"copied, if your browser allows it{kept}"
         through = f" through {self.terminal.multiplexer}" if self.terminal.multiplexer else ""
         return f"copied by OSC 52{through}, if your terminal allows it{kept}"
 

@@ -60,7 +60,9 @@ def _terminal(terminal: Terminal) -> Iterator[Finding]:
     yield Finding(
         topic="Pictures",
         fact=terminal.graphics or "half blocks",
-        advice="" if terminal.graphics else "g asks the terminal whether it can show real pictures",
+        advice=""
+        if terminal.graphics or terminal.is_browser
+        else "g asks the terminal whether it can show real pictures",
     )
     inside = terminal.multiplexer or "none"
     advice = ""
@@ -69,7 +71,15 @@ def _terminal(terminal: Terminal) -> Iterator[Finding]:
     elif terminal.is_ssh:
         advice = "not needed: a lost connection leaves the training running; sdtui attach shows it again"
     yield Finding(topic="Multiplexer", fact=inside, advice=advice)
-    yield Finding(topic="Connection", fact="SSH" if terminal.is_ssh else "local")
+    yield _connection(terminal)
+
+
+def _connection(terminal: Terminal) -> Finding:
+    if terminal.is_browser:
+        advice = "a closed tab leaves the training running; open the address again and attach"
+        return Finding(topic="Connection", fact="browser (sdtui serve)", advice=advice)
+    fact = "SSH" if terminal.is_ssh else "local"
+    return Finding(topic="Connection", fact=fact, advice="sdtui serve shows all this in a browser")
 
 
 def _machine() -> Iterator[Finding]:

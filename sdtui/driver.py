@@ -46,7 +46,7 @@ class TerminalFile:
         was_stalled = self._is_stalled
         data = ((_CANCEL if was_stalled else "") + text).encode(self.encoding, "replace")
         # After a stall nothing waits any more, until a whole text was taken.
-        self._is_stalled = not self._write_all(data, patience=0.0 if was_stalled else STALL_SECONDS)
+        self._is_stalled = bool(self._write_all(data, patience=0.0 if was_stalled else STALL_SECONDS))
         if was_stalled and not self._is_stalled:
             self.on_resumed()
         return len(text)
@@ -65,18 +65,19 @@ class TerminalFile:
         except OSError:
             return None
 
-    def _write_all(self, data: bytes, *, patience: float) -> bool:
+    def _write_all(self, data: bytes, *, patience: float) -> bytes:
+        """Write what is taken in time and return the rest; a terminal that is gone takes everything."""
         end = time.monotonic() + patience
         while data and not self.is_lost:
             if not self._is_ready(max(0.0, end - time.monotonic())):
-                return False
+                return data
             taken = self._write_some(data)
             data = data[taken:]
             if taken:
                 end = time.monotonic() + patience
             elif time.monotonic() > end:  # Called ready, but it takes nothing.
-                return False
-        return True
+                return data
+        return b""
 
     def _is_ready(self, seconds: float) -> bool:
         return bool(select.select([], [self._descriptor], [], seconds)[1])

@@ -31,11 +31,12 @@ MAX_LOG_BYTES = 1_000_000
 
 def run_app(app: "SdtuiApp") -> int:
     """Run the app to its end, then the training of this process, and return the exit code."""
-    # Started under Textual, whose stderr has no descriptor, the tracker would fail (CPython: bad value in fds_to_keep).
-    with contextlib.suppress(OSError, ValueError):
-        resource_tracker.ensure_running()
     guard = _Guard(app)
     with guard.signals(), _own_terminal(app):
+        # Started under Textual, whose stderr has no descriptor, the tracker would fail (CPython: bad value in
+        # fds_to_keep); started before, it would hold the pipe to a browser's server open.
+        with contextlib.suppress(OSError, ValueError):
+            resource_tracker.ensure_running()
         app.run(mouse=True)
     return guard.finish()
 
@@ -131,7 +132,7 @@ class _Guard:
         if engine is not None and engine.is_running:
             if ending in EXIT_CODES:
                 engine.control.stop(ending)
-            _wait_for(engine, is_shown=ending != "lost")
+            _wait_for(engine, is_shown=ending != "lost" and not self._app.terminal.is_browser)
             return engine.exit_code or EXIT_CODES.get(ending, 0)
         return EXIT_CODES.get(ending, 1 if self._app.crash else 0)
 
@@ -174,6 +175,10 @@ def _drop_terminal() -> None:
 @contextlib.contextmanager
 def _own_terminal(app: "SdtuiApp") -> Iterator[None]:
     """Give the app a descriptor of its own for the terminal while 1 and 2 go to the log."""
+    if app.terminal.is_browser:
+        with _own_pipe(app):
+            yield
+        return
     descriptor = next((number for number in (2, 1) if os.isatty(number)), None)
     if sys.platform == "win32" or descriptor is None:
         yield
@@ -182,13 +187,34 @@ def _own_terminal(app: "SdtuiApp") -> Iterator[None]:
 
     app.tty = TerminalFile(descriptor, encoding="utf-8" if app.terminal.is_utf8 else "ascii")
     saved = [os.dup(number) for number in (1, 2)]
-    with contextlib.suppress(OSError):
-        if log_path().stat().st_size > MAX_LOG_BYTES:
-            log_path().replace(log_path().with_suffix(".old.log"))
-    point_output_at(log_path())
+    _use_log()
     try:
         yield
     finally:
         for number, old in zip((1, 2), saved, strict=True):
             os.dup2(old, number)
             os.close(old)
+
+
+@contextlib.contextmanager
+def _own_pipe(app: "SdtuiApp") -> Iterator[None]:
+    """Give the app the pipe to the server of a browser; 1 and 2 go to the log for good, nobody reads them any more."""
+    from sdtui.browser.driver import PacketPipe
+
+    app.tty = pipe = PacketPipe(1)
+    _use_log()
+    try:
+        yield
+    finally:
+        pipe.end()
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+
+
+def _use_log() -> None:
+    """Send 1 and 2 to the log, a new one where it has become long."""
+    with contextlib.suppress(OSError):
+        if log_path().stat().st_size > MAX_LOG_BYTES:
+            log_path().replace(log_path().with_suffix(".old.log"))
+    point_output_at(log_path())

@@ -5,7 +5,7 @@ import locale
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.cells import cell_len
@@ -54,6 +54,14 @@ class Terminal:
     is_utf8: bool
     use_ascii: bool
     graphics: Graphics
+    is_browser: bool = False
+
+
+def browser_terminal() -> Terminal:
+    """Return what xterm.js in a browser can do, whatever terminal the server was started from."""
+    kept = {name: os.environ.get(name, "") for name in ("NO_COLOR", "SDTUI_ASCII")}
+    drawn = detect({**kept, "TERM": "xterm-256color", "COLORTERM": "truecolor"}, encoding="utf-8")
+    return replace(drawn, name="a browser", is_browser=True)
 
 
 def detect(environ: Mapping[str, str] | None = None, encoding: str | None = None) -> Terminal:

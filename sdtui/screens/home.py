@@ -216,7 +216,7 @@ class HomeScreen(Screen[None]):
 
     def action_doctor(self) -> None:
         """Open the doctor."""
-        self._app.open_screen("doctor")
+        self._app.open_screen("doctor", self._app.terminal)
 
     def action_clone(self) -> None:
         """Open the wizard with a copy of the selected run's settings."""

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 # Pseudo-terminals are a POSIX thing.
-collect_ignore = ["test_guard.py", "test_first_screen.py"] if sys.platform == "win32" else []
+collect_ignore = ["test_guard.py", "test_first_screen.py", "test_serve.py"] if sys.platform == "win32" else []
 
 
 @pytest.fixture(autouse=True)

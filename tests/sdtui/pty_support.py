@@ -13,6 +13,45 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+STEPS = 40
+# The app as the console script runs it, with an engine that only counts.
+SCRIPT = """
+import sys, threading, time
+from pathlib import Path
+from engine.run import RunFolder
+from engine.control import Control
+from sdtui.app import SdtuiApp
+from sdtui.terminal import browser_terminal
+from sdtui.guard import run_app
+
+class Engine:
+    def __init__(self, folder):
+        self.folder, self.control = RunFolder(folder), Control()
+        self.exit_code, self.error = None, ""
+        self.thread = threading.Thread(target=self.work, name="engine")
+        self.thread.start()
+    is_running = property(lambda self: self.thread.is_alive())
+    def work(self):
+        for step in range({steps}):
+            time.sleep(0.05)
+            (self.folder.path / "steps.txt").write_text(str(step + 1))
+            print("library noise")
+            if self.control.stop_reason:
+                (self.folder.path / "stopped.txt").write_text(self.control.stop_reason)
+                self.exit_code = {{"SIGINT": 130, "SIGTERM": 143}}.get(self.control.stop_reason, 0)
+                return
+        self.exit_code = 0
+
+app = SdtuiApp({app})
+app.engine = Engine(Path({folder!r}))
+{extra}
+sys.exit(run_app(app))
+"""
+
+
+def training_app(folder, *, app="", extra="", steps=STEPS):
+    """The script of an app whose engine counts steps into a folder; `app` are its arguments."""
+    return SCRIPT.format(steps=steps, folder=str(folder), app=app, extra=extra)
 
 
 class PtyProcess:

@@ -8,51 +8,16 @@ import time
 import pytest
 
 from engine.events import Started
-
-STEPS = 40
-# The app as the console script runs it, with an engine that only counts.
-SCRIPT = """
-import sys, threading, time
-from pathlib import Path
-from engine.run import RunFolder
-from engine.control import Control
-from sdtui.app import SdtuiApp
-from sdtui.guard import run_app
-
-class Engine:
-    def __init__(self, folder):
-        self.folder, self.control = RunFolder(folder), Control()
-        self.exit_code, self.error = None, ""
-        self.thread = threading.Thread(target=self.work, name="engine")
-        self.thread.start()
-    is_running = property(lambda self: self.thread.is_alive())
-    def work(self):
-        for step in range({steps}):
-            time.sleep(0.05)
-            (self.folder.path / "steps.txt").write_text(str(step + 1))
-            print("library noise")
-            if self.control.stop_reason:
-                (self.folder.path / "stopped.txt").write_text(self.control.stop_reason)
-                self.exit_code = {{"SIGINT": 130, "SIGTERM": 143}}.get(self.control.stop_reason, 0)
-                return
-        self.exit_code = 0
-
-app = SdtuiApp()
-app.engine = Engine(Path({folder!r}))
-{extra}
-sys.exit(run_app(app))
-"""
+from tests.sdtui.pty_support import STEPS, PtyProcess, training_app
 
 
 @pytest.fixture
 def start(tmp_path):
     """Start the app on a terminal of its own; returns the process."""
-    from tests.sdtui.pty_support import PtyProcess
-
     started = []
 
     def run(extra="", env=None):
-        script = SCRIPT.format(steps=STEPS, folder=str(tmp_path), extra=extra)
+        script = training_app(tmp_path, extra=extra)
         process = PtyProcess(script, env=env, cwd=tmp_path)
         started.append(process)
         return process

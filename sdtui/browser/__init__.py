@@ -1,0 +1,1 @@
+"""`sdtui serve`: the same app in a browser, for nobody but its owner."""
