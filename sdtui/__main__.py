@@ -6,6 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 WRONG = 2
+SCREENS = """\
+screens:
+  (none)      Open the wizard, on Home.
+  demo        Write the starter project and open the wizard on it.
+  attach DIR  Watch a run that is running or finished.
+  serve       Show the wizard in a browser, on this machine only."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,9 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from sdtui.browser.serve import serve
 
         return serve(words[1:])
+    if words[0] in ("-h", "--help"):
+        return _help()
     from engine.cli import main as headless
 
     return headless(words, program="sdtui")
+
+
+def _help() -> int:
+    from engine.cli import build_parser
+
+    parser = build_parser("sdtui")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = SCREENS
+    parser.print_help()
+    return 0
 
 
 def has_terminal() -> bool:
