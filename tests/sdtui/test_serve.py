@@ -14,9 +14,13 @@ import time
 import aiohttp
 import pytest
 
+from engine.cli import main as headless
+from sdtui.__main__ import main
+from sdtui.app import SdtuiApp
 from sdtui.browser.access import Access, is_loopback
 from sdtui.browser.driver import PacketPipe
 from sdtui.browser.serve import serve
+from sdtui.checkup import findings
 from sdtui.terminal import browser_terminal
 from tests.sdtui.pty_support import REPOSITORY, training_app
 
@@ -323,3 +327,25 @@ def test_a_browser_draws_half_blocks_whatever_terminal_started_the_server(monkey
     assert (terminal.graphics, terminal.multiplexer, terminal.colors) == ("", "", "truecolor")
     assert terminal.is_browser
     assert terminal.is_utf8
+    facts = {found.topic: found.fact for found in findings(terminal)}
+    assert (facts["Pictures"], facts["Connection"]) == ("half blocks", "browser (sdtui serve)")
+
+
+async def test_copying_goes_to_the_browser_and_to_a_file(monkeypatch):
+    """xterm.js takes the same sequence as terminals do; a browser may forbid it, so the line names the file."""
+    app = SdtuiApp(terminal=browser_terminal())
+    async with app.run_test():
+        written = []
+        monkeypatch.setattr(app, "write_raw", written.append)
+        said = app.copy_text("sdtui train run.toml")
+
+    assert said.startswith("copied, if your browser allows it; also in ")
+    assert written[0].startswith("\x1b]52;c;")
+
+
+def test_help_names_it_and_the_engine_alone_points_to_it(capsys):
+    """The engine has no screens."""
+    assert main(["--help"]) == 0
+    assert "serve       Show the wizard in a browser" in capsys.readouterr().out
+    assert headless(["serve"]) == 2
+    assert "`sdtui serve`" in capsys.readouterr().err
