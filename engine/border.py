@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +12,17 @@ from engine.checkpoint import Due, ModelSaver, Saveable, StateDue, due_saves, du
 from engine.control import Control
 from engine.errors import EngineError, safe_text
 from engine.events import Continued, Finished, Interrupted, Paused, Requested, Sampled, Saved, Started
+from engine.halving import free_memory
+from engine.hardware import is_out_of_memory
 from engine.last_save import save_at_last
 from engine.loading import Window, WindowLoader
 from engine.optim import averaged
 from engine.parts import Parts
 from engine.plan import Plan
+from engine.prompts import SamplePrompt, read_prompt
 from engine.run import Request, cache_dir
 from engine.settings import TrainingSettings
-from engine.sharding import has_all_state
+from engine.sharding import has_all_state, is_sharded
 from engine.space import NotWrittenError
 from engine.states import FOLDER, state_name
 from engine.statesaver import StateSaver
@@ -27,6 +30,10 @@ from engine.telling import Teller
 from engine.validation import validate
 
 POLL_SECONDS = 0.2
+
+
+class NotDrawnError(EngineError):
+    """Samples that memory is too short for; training, which needs other memory, goes on."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +54,8 @@ class Border:
     _is_paused: bool = False
     _saved_at: int = -1
     _are_samples_refused: bool = False
+    _asked: list[SamplePrompt] = field(default_factory=list)
+    """Prompts that came with requests."""
 
     def __post_init__(self) -> None:
         sampling = self.parts.settings.sampling
@@ -221,31 +230,48 @@ class Border:
             self.tell(validate(self.parts, step=step))
 
     def _sample(self, *, step: int, epoch: int | None = None) -> None:
-        """Draw the samples; a disk that refuses them is named once, until it takes some again."""
+        """Draw the samples that are due; what keeps them from being drawn is named once, until they are again."""
         try:
-            self._draw(step=step, epoch=epoch)
+            self._draw(self.parts.prompts, step=step, epoch=epoch)
             self._are_samples_refused = False
-        except NotWrittenError as error:
+        except (NotWrittenError, NotDrawnError) as error:
             if not self._are_samples_refused:
-                self.tell.warn("not-sampled", f"{error}; training goes on without samples until then")
+                self.tell.warn("not-sampled", f"{error}; training goes on without samples until that works")
             self._are_samples_refused = True
 
-    def _draw(self, *, step: int, epoch: int | None) -> None:
-        with self._weights_to_keep():
-            images = self.parts.draw_samples(step=step, epoch=epoch)
-            # Many prompts take minutes: a stop waits for one picture only.
-            for image in itertools.takewhile(lambda _: not self.control.stop_reason, images):
-                self.tell(
-                    Sampled(
-                        step=step,
-                        path=f"sample/{image.path.name}",
-                        prompt=image.prompt,
-                        index=image.index,
-                        seed=image.seed,
-                        epoch=epoch or 0,
-                        seconds=image.seconds,
+    def _draw(
+        self, prompts: Sequence[SamplePrompt], *, step: int, epoch: int | None = None, first_index: int = 0
+    ) -> None:
+        """Draw samples and tell of each.
+
+        Raises:
+            NotDrawnError: Memory is short.
+            NotWrittenError: The disk refuses them.
+        """
+        try:
+            with self._weights_to_keep():
+                images = self.parts.draw_samples(prompts, step=step, epoch=epoch, first_index=first_index)
+                # Many prompts take minutes: a stop waits for one picture only.
+                for image in itertools.takewhile(lambda _: not self.control.stop_reason, images):
+                    self.tell(
+                        Sampled(
+                            step=step,
+                            path=f"sample/{image.path.name}",
+                            prompt=image.prompt,
+                            index=image.index,
+                            seed=image.seed,
+                            epoch=epoch or 0,
+                            seconds=image.seconds,
+                        )
                     )
-                )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return
+        # Outside the handler: the error's traceback holds the tensors of the picture.
+        free_memory()
+        raise NotDrawnError("a sample does not fit into memory: ask for a smaller one, such as --w 512 --h 512")
 
     def _answer_requests(self, step: int) -> str:
         """Answer what came in; while paused, wait for more."""
@@ -302,10 +328,32 @@ class Border:
             self.save_state(step)
         return f"saved {path}"
 
-    def _sample_now(self, _request: Request, step: int) -> str:
-        self._need_prompts()
-        self._sample(step=step)
+    def _sample_now(self, request: Request, step: int) -> str:
+        """Draw a prompt that comes with the request, as sd-scripts writes it, or without one all of the run's."""
+        line = request.arguments.get("prompt", "")
+        if not isinstance(line, str):
+            raise EngineError(f"prompt = {safe_text(str(line))}: should be a text")
+        if not line.strip():
+            self._need_prompts()
+            self._draw(self.parts.prompts, step=step)
+        else:
+            prompt = read_prompt(line)
+            self._draw([prompt], step=step, first_index=self._index_of(prompt))
         return "samples drawn"
+
+    def _index_of(self, prompt: SamplePrompt) -> int:
+        """Return the number of a prompt: its place in the run's file, or one after it that stays its own.
+
+        Raises:
+            EngineError: No process has the whole model.
+        """
+        if is_sharded(self.parts.accelerator):
+            raise EngineError("samples can't be drawn under FSDP, where no process has the whole model")
+        known = [*self.parts.prompts, *self._asked]
+        if prompt not in known:
+            self._asked.append(prompt)
+            return len(known)
+        return known.index(prompt)
 
     def _need_prompts(self) -> None:
         if not self.parts.prompts:

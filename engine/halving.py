@@ -78,7 +78,7 @@ class Halver:
     def _halve(self, batch: LoadedBatch) -> None:
         bucket, most = batch.batch.bucket, -(-batch.images // 2)
         self._most[bucket] = most
-        _free_memory()
+        free_memory()
         self.tell.warn(
             "out-of-memory",
             f"{batch.images} pictures of {bucket[0]}x{bucket[1]} do not fit into memory; such batches are trained "
@@ -136,7 +136,8 @@ def part_of(loaded: LoadedBatch, images: slice) -> LoadedBatch:
     )
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Give back the memory of tensors that nothing holds any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -4,7 +4,7 @@ Dimension key: B images, C latent channels, h x w latent size, L joined tokens, 
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -177,10 +177,14 @@ class Parts:
         else:
             self.ranks.answer_calls(lambda: whole_weights(self.accelerator, self.denoiser))
 
-    def draw_samples(self, *, step: int, epoch: int | None) -> Iterator[SampledImage]:
-        """Yield the sample pictures as they are drawn and written."""
+    def draw_samples(
+        self, prompts: Sequence[SamplePrompt], *, step: int, epoch: int | None = None, first_index: int = 0
+    ) -> Iterator[SampledImage]:
+        """Yield the sample pictures of prompts as they are drawn and written."""
         with self.hypernetworks.attached.drawing() if self.hypernetworks else nullcontext():
-            yield from sample_images(self.model, self.prompts, self.preview, step=step, epoch=epoch)
+            yield from sample_images(
+                self.model, prompts, self.preview, step=step, epoch=epoch, first_index=first_index
+            )
 
 
 def prepare(

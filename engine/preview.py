@@ -80,7 +80,7 @@ class SampledImage:
     path: Path
     prompt: str
     index: int
-    """Position in the prompt file."""
+    """Position in the prompt file, or after it for a prompt that was asked for during the run."""
     seed: int
     seconds: float
 
@@ -92,17 +92,18 @@ def sample_images(
     *,
     step: int,
     epoch: int | None = None,
+    first_index: int = 0,
 ) -> Iterator[SampledImage]:
     """Draw and write a picture for each prompt, yielding each as soon as it is there; may be stopped between two.
 
     Named after the epoch where one is given, else after the step. A prompt without a seed has the same one at every
-    step, so that pictures can be compared; no global generator is touched.
+    step, so that pictures can be compared; no global generator is touched. The first prompt counts as `first_index`.
 
     Raises:
         EngineError: A picture can't be written.
     """
     with _evaluating(model.unet, model.text_encoder), _moved(model.vae, options.device):
-        for index, prompt in enumerate(prompts):
+        for index, prompt in enumerate(prompts, start=first_index):
             began = time.perf_counter()
             seed = seed_for(options.seed, "sample", index) % 2**32 if prompt.seed is None else prompt.seed
             image = draw(model, prompt, options, seed=seed)

@@ -73,6 +73,30 @@ def read_prompts(path: Path) -> tuple[SamplePrompt, ...]:
     return tuple(prompts)
 
 
+def read_prompt(line: str) -> SamplePrompt:
+    """Read a prompt as a .txt file holds it: the text, then options such as `--w 512 --h 768`.
+
+    Raises:
+        EngineError: Something in it is wrong; the first thing, in one sentence.
+    """
+    problems: list[Problem] = []
+    prompt = _prompt(_entry_of_line(line, "", problems), problems)
+    if problems:
+        raise EngineError(str(problems[0]))
+    return prompt
+
+
+def prompt_line(prompt: SamplePrompt) -> str:
+    """Return a prompt as `read_prompt` reads it, with the options that differ from what holds without them."""
+    usual = SamplePrompt(prompt="")
+    options = [
+        f"--{option} {value}"
+        for option, key in _OPTIONS.items()
+        if (value := getattr(prompt, key)) not in (None, getattr(usual, key))
+    ]
+    return " ".join([*prompt.prompt.split(), *(word for option in options for word in option.split())])
+
+
 def _read_text(path: Path, shown: str) -> str:
     try:
         with path.open("rb") as file:

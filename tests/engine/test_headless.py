@@ -116,6 +116,50 @@ def test_save_sample_and_set_are_answered(tmp_path):
     assert [event.path for event in run.of("saved")] == saved
 
 
+def test_a_prompt_may_come_with_the_request(tmp_path):
+    """It is drawn once, beside the run's own, keeps its number, and a wrong or too large one costs the run nothing."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat --w 64 --h 64 --s 1\n")
+    own, typed, other = ({"prompt": f"a {animal} --w 64 --h 64 --s 1"} for animal in ("cat", "dog", "fox"))
+    asked = {
+        1: [("sample", typed), ("sample", {"prompt": " "})],
+        2: [("sample", other), ("sample", typed), ("sample", own)],
+        3: [("sample", {"prompt": "a dog --w x"}), ("sample", {"prompt": 3})],
+    }
+
+    run = ask(tmp_path, asked, max_train_steps=3, sample_prompts=str(prompts))
+
+    drawn = [(event.step, event.prompt, event.index) for event in run.of("sampled")]
+    assert drawn == [(1, "a dog", 1), (1, "a cat", 0), (2, "a fox", 2), (2, "a dog", 1), (2, "a cat", 0)]
+    assert len({event.seed for event in run.of("sampled")}) == 3
+    assert all((run.folder / event.path).exists() for event in run.of("sampled"))
+    refused = [event.message for event in run.of("requested") if not event.accepted]
+    assert refused == [
+        "width = 'x': should be a whole number from 1 to 8192", "prompt = 3: should be a text",
+    ]  # fmt: skip
+    assert run.events[-1].kind == "finished"
+
+
+def test_a_sample_that_does_not_fit_into_memory_costs_the_run_nothing(tmp_path, monkeypatch):
+    """One that was asked for is refused, one that is due is warned of once; training goes on."""
+
+    def too_large(*_arguments, **_options):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("engine.preview.draw", too_large)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n")
+    asked = {1: [("sample", {"prompt": "a dog --w 8192"})]}
+
+    run = ask(tmp_path, asked, max_train_steps=4, sample_prompts=str(prompts), sample_every_n_steps=2)
+
+    assert [(event.accepted, "does not fit into memory" in event.message) for event in run.of("requested")] == [
+        (False, True)
+    ]
+    assert [event.step for event in run.of("warning") if event.code == "not-sampled"] == [2]
+    assert run.events[-1].kind == "finished"
+
+
 def test_samples_without_prompts_and_torn_requests_are_refused(tmp_path):
     """Each with its reason, and the run goes on."""
 

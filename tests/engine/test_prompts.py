@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from engine.errors import EngineError, ProblemsError
-from engine.prompts import SamplePrompt, read_prompts
+from engine.prompts import SamplePrompt, prompt_line, read_prompt, read_prompts
 
 
 @pytest.fixture
@@ -184,3 +184,33 @@ def test_prompts_load_without_torch():
     code = "import sys, engine.prompts; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "prompt", [FULL, SamplePrompt(prompt="a dog"), SamplePrompt(prompt="", seed=0, scale=1.0, sample_sampler="ddim")]
+)
+def test_a_prompt_as_a_line_reads_back_as_itself(prompt):
+    """What a person edits is what the file says."""
+    assert read_prompt(prompt_line(prompt)) == prompt
+
+
+def test_a_line_of_text_is_one_line():
+    """Line breaks of TOML and JSON prompts mean no more than spaces."""
+    assert prompt_line(SamplePrompt(prompt="a\n cat", width=64)) == "a cat --w 64"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a --w abc --s 0", "width = 'abc': should be a whole number from 1 to 8192"),
+        ("a --ar 16:9", "--ar is not an option of a prompt (known are --w --h --d --s --l --n --ss)"),
+        ("a --ss \x1b[31m", "sample_sampler = '\\x1b[31m': should be one of ddim, "),
+    ],
+)
+def test_what_is_wrong_with_a_typed_prompt_is_one_sentence(line, message):
+    """The first thing that is wrong; there is no file to name."""
+    with pytest.raises(EngineError) as caught:
+        read_prompt(line)
+
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
