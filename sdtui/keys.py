@@ -39,6 +39,7 @@ SCOPES = {
     "options": "Wizard: Options",
     "review": "Wizard: Review",
     "train": "Training",
+    "sample": "Training: a sample, large",
     "runs": "Runs",
     "doctor": "Doctor",
     "picture": "Picture viewer",
@@ -51,8 +52,9 @@ SCOPES = {
 
 _NAMES = {
     "question_mark": "?", "slash": "/", "left_square_bracket": "[", "right_square_bracket": "]", "space": "spc",
-    "plus": "+", "minus": "-", "up": "\u2191", "down": "\u2193", "left": "\u2190", "right": "\u2192",
-    "pageup": "PgUp", "pagedown": "PgDn", "enter": "enter", "escape": "esc", "f1": "F1", "home": "Home", "end": "End",
+    "plus": "+", "minus": "-", "comma": ",", "full_stop": ".", "up": "\u2191", "down": "\u2193", "left": "\u2190",
+    "right": "\u2192", "pageup": "PgUp", "pagedown": "PgDn", "enter": "enter", "escape": "esc", "f1": "F1",
+    "home": "Home", "end": "End",
 }  # fmt: skip
 
 
@@ -175,7 +177,7 @@ KEYS: tuple[Key, ...] = (
     *_keys("train", [
         ("space", "pause", "Pause", "Pause the training after the step, or go on."),
         ("S", "save", "Save", "Save a model now."),
-        ("P", "sample", "Sample", "Draw samples now."),
+        ("P", "sample", "Sample", "Draw a sample now: a prompt you type, or all of the run's."),
         ("X", "stop", "Stop", "Stop after the step or the epoch, with or without saving."),
         ("d", "detach", "Detach", "Close the screen; the training goes on."),
         ("l", "log", "Log", "Show the log."),
@@ -193,10 +195,18 @@ KEYS: tuple[Key, ...] = (
         ("left", "pan(-1)", "Pan left", "Move the plot to earlier steps."),
         ("right", "pan(1)", "Pan right", "Move the plot to later steps."),
         ("slash", "filter", "Filter", "Show only events that hold a text."),
-        ("enter", "view", "View", "Show the selected sample large."),
+        ("comma", "gallery(-1)", "Older", "Show the samples of an earlier step."),
+        ("full_stop", "gallery(1)", "Newer", "Show the samples of a later step."),
+        ("enter,v", "view", "View", "Show the selected sample large."),
         ("E", "cadence", "Cadence", "Change how often samples are drawn."),
         ("escape,q", "close", "Back", "Close the screen; the training goes on."),
     ], hidden=True),
+    *_keys("sample", [
+        ("left", "prompt(-1)", "Prompt before", "Show the sample of the prompt before."),
+        ("right", "prompt(1)", "Prompt after", "Show the sample of the next prompt."),
+        ("down,comma", "step(-1)", "Earlier", "Show the same prompt at an earlier step."),
+        ("up,full_stop", "step(1)", "Later", "Show the same prompt at a later step."),
+    ]),
     *_keys("runs", [
         ("space", "select", "Select", "Take the run into the comparison, or out."),
         ("enter", "open", "Open", "Show the run's training screen."),
@@ -205,8 +215,15 @@ KEYS: tuple[Key, ...] = (
         ("n", "rename", "Rename", "Rename the run's folder."),
         ("X", "delete", "Delete", "Delete the run's folder after asking."),
         ("slash", "filter", "Filter", "Show only runs that hold a text."),
+        ("z", "undo", "Undo", "Take the last deletion or renaming back."),
     ]),
     *_keys("runs", [
+        ("L", "log_scale", "Log y", "Switch the plot between linear and logarithmic."),
+        ("e", "smoothing", "Smooth", "Change the smoothing."),
+        ("comma", "sample_step(-1)", "Older", "Compare samples of an earlier step."),
+        ("full_stop", "sample_step(1)", "Newer", "Compare samples of a later step."),
+        ("left", "prompt(-1)", "Prompt before", "Compare the samples of the prompt before."),
+        ("right", "prompt(1)", "Prompt after", "Compare the samples of the next prompt."),
         ("s", "sort", "Sort", "Sort by time, name, loss or state."),
         ("y", "copy", "Copy", "Copy the command that trains the run again."),
         ("escape,q", "close", "Home", "Go back to Home."),

@@ -27,7 +27,6 @@ from sdtui.runstate import DECAYS, RunState
 from sdtui.screens.choice import Choice, ChoiceDialog
 from sdtui.screens.train import picture_mode
 from sdtui.screens.train_dialogs import TextDialog
-from sdtui.screens.train_keys import extra_bindings
 from sdtui.summary import RunSummary, summaries
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.plot import Plot
@@ -75,7 +74,7 @@ class RunsScreen(Screen[None]):
     """Lists runs and compares those that are selected, or the one under the cursor."""
 
     CSS_PATH = ["train.tcss", "runs.tcss"]  # noqa: RUF012 - Textual declares it so
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs"), *extra_bindings("runs")]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs")]
     AUTO_FOCUS = "#run-rows"
 
     @dataclass

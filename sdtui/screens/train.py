@@ -1,7 +1,6 @@
 """The training screen: draws a run from its files alone, so it is the same for a run here, elsewhere, or finished."""
 
 import time
-import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
@@ -21,7 +20,6 @@ from sdtui.curvestore import RunReader, Update
 from sdtui.keys import bindings
 from sdtui.runstate import ENDED, RunState
 from sdtui.screens import train_view
-from sdtui.screens.train_keys import extra_bindings
 from sdtui.terminal import Terminal
 from sdtui.widgets.event_log import EventLog
 from sdtui.widgets.gallery import Gallery
@@ -60,7 +58,7 @@ class TrainScreen(Screen[None]):
     """Shows a run and sends it requests."""
 
     CSS_PATH = "train.tcss"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings("train"), *extra_bindings("train")]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("train")]
     AUTO_FOCUS = "#event-rows"
 
     @dataclass
@@ -85,6 +83,7 @@ class TrainScreen(Screen[None]):
         self._is_reading = False
         self._was_live = False
         self._drawn_at = 0.0
+        self._typed: list[str] = []
         self._now: list[tuple[str, str, str]] = []
         self._timeline: list[list[Cell]] = []
 
@@ -153,16 +152,7 @@ class TrainScreen(Screen[None]):
 
     @work(thread=True, group="cadence")
     def _read_cadence(self) -> None:
-        try:
-            settings = tomllib.loads((self.folder.path / "run.toml").read_text("utf-8"))
-            saving = settings.get("saving", {})
-            steps, epochs = (saving.get(f"save_every_n_{unit}", 0) for unit in ("steps", "epochs"))
-        except (OSError, ValueError, AttributeError):
-            return
-        if isinstance(steps, int) and isinstance(epochs, int):
-            self.post_message(
-                self.CadenceRead(train_view.Cadence(every_steps=max(0, steps), every_epochs=max(0, epochs)))
-            )
+        self.post_message(self.CadenceRead(train_view.read_cadence(self.folder.path / "run.toml")))
 
     @on(CadenceRead)
     def _take_cadence(self, message: CadenceRead) -> None:
@@ -264,9 +254,20 @@ class TrainScreen(Screen[None]):
         """Save a model."""
         self._ask("save", "saving after this step")
 
-    def action_sample(self) -> None:
-        """Draw samples."""
-        self._ask("sample", "drawing samples after this step")
+    @work(group="dialog")
+    async def action_sample(self) -> None:
+        """Ask which prompt to draw, all of the run's where none is typed."""
+        from sdtui.screens.prompt_dialog import PromptDialog
+
+        if self.state.phase in ENDED:
+            self._app.say("the run has ended: nothing to sample", "warning")
+            return
+        line = await self.app.push_screen_wait(PromptDialog(self.folder.path, self._typed))
+        if line is None:
+            return
+        if line:
+            self._typed = [*(one for one in self._typed if one != line), line]
+        self._ask("sample", "drawing after this step", **({"prompt": line} if line else {}))
 
     @work(group="dialog")
     async def action_stop(self) -> None:

@@ -132,13 +132,7 @@ class LogDialog(ModalScreen[None]):
 class SampleDialog(ModalScreen[None]):
     """One sample as large as the terminal: left and right change the prompt, up and down the step."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        *bindings("dialog"),
-        ("left", "prompt(-1)", "Prompt"),
-        ("right", "prompt(1)", "Prompt"),
-        ("up,full_stop", "step(1)", "Later"),
-        ("down,comma", "step(-1)", "Earlier"),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog"), *bindings("sample")]
 
     def __init__(self, folder: Path, samples: Mapping[int, Mapping[int, Sampled]], *, step: int, mode: "Mode") -> None:
         super().__init__()

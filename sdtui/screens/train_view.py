@@ -2,7 +2,9 @@
 
 import math
 import time
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.display import STAGES, duration, size
 from engine.errors import safe_text
@@ -25,6 +27,18 @@ class Cadence:
 
     every_steps: int = 0
     every_epochs: int = 0
+
+
+def read_cadence(run_toml: Path) -> Cadence:
+    """Return when the run of a run.toml saves; never, where that can't be read."""
+    try:
+        saving = tomllib.loads(run_toml.read_text("utf-8")).get("saving", {})
+        steps, epochs = (saving.get(f"save_every_n_{unit}", 0) for unit in ("steps", "epochs"))
+    except (OSError, ValueError, AttributeError):
+        return Cadence()
+    if not isinstance(steps, int) or not isinstance(epochs, int):
+        return Cadence()
+    return Cadence(every_steps=max(0, steps), every_epochs=max(0, epochs))
 
 
 def header(state: RunState, *, name: str, is_wide: bool) -> tuple[str, float, str]:

@@ -117,15 +117,84 @@ async def test_space_pauses_and_continues(live):
     assert asked(live) == [{"verb": "pause"}, {"verb": "continue"}]
 
 
+def give_prompts(folder, text):
+    """Give the run a file of prompts."""
+    (folder.path / "prompts.txt").write_text(text)
+    (folder.path / "run.toml").write_text('[sampling]\nsample_prompts = "prompts.txt"\n')
+
+
 async def test_save_and_sample_now(live):
     """Both are asked of the engine, and its answer is shown."""
     async with shown("train", live) as (app, pilot):
-        await press(pilot, "S", "P")
-        assert [request["verb"] for request in asked(live)] == ["save", "sample"]
+        await press(pilot, "S", "P", *"a cat", "enter")
+        assert asked(live) == [{"verb": "save"}, {"verb": "sample", "prompt": "a cat"}]
         log = EventLog(live.path)
         log.emit(Requested(step=1240, time=TIME + 461, verb="sample", accepted=False, message="no prompts are given"))
         log.close()
         await until(pilot, lambda: "no prompts are given" in text_of(app))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_sample_now_offers_the_run_s_own_prompts(live, size):
+    """They stand in the field and below it, each with its options."""
+    give_prompts(live, "mychar, portrait --w 768 --d 7\nnight city, film grain --n blurry\n")
+    async with shown("train", live, size=size) as (app, pilot):
+        await press(pilot, "P")
+        assert matches_snapshot(app, f"train-sample-now-{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize(
+    ("keys", "request_"),
+    [
+        (["enter"], {"prompt": "a fox --w 768"}),
+        (["delete", "enter"], {}),
+        ([*"an owl --s 5", "enter"], {"prompt": "an owl --s 5"}),
+        (["tab", "down", "enter", "end", *"s", "enter"], {"prompt": "a hens"}),
+        (["tab", "end", "enter", "enter"], {}),
+        (["escape"], None),
+    ],
+)
+async def test_sample_now_asks_for_one_prompt_or_for_all(live, keys, request_):
+    """Typing replaces the prompt that stands there; Enter on a row takes it into the field."""
+    give_prompts(live, "a fox --w 768\na hen\n")
+    async with shown("train", live) as (_app, pilot):
+        await press(pilot, "P", *keys)
+    assert asked(live) == ([{"verb": "sample", **request_}] if request_ is not None else [])
+
+
+async def test_a_wrong_prompt_is_named_beside_the_field(live):
+    """One sentence, gone with the next key; what was typed before is offered again."""
+    give_prompts(live, "a fox\n")
+    async with shown("train", live, size=(120, 40)) as (app, pilot):
+        await press(pilot, "P", *"a --w x", "enter")
+        assert "width = 'x': should be a whole number from 1 to 8192" in text_of(app)
+        assert asked(live) == []
+        assert matches_snapshot(app, "train-sample-wrong-120x40")
+        await press(pilot, "backspace", *"64")
+        assert "should be" not in text_of(app)
+        await press(pilot, "enter", "P")
+        assert app.screen.query_one("#prompt", Input).value == "a --w 64"
+    assert asked(live) == [{"verb": "sample", "prompt": "a --w 64"}]
+
+
+@pytest.mark.parametrize(
+    ("run_toml", "said"),
+    [
+        ("[saving]\n", "the run has no prompts of its own: type one"),
+        ("[sampling]\nsample_prompts = 'gone.txt'", "gone.txt: sample prompts can't be read: No such file"),
+        ("[sampling]\nsample_prompts = 3", "run.toml: sample_prompts = 3 is no path"),
+        ("sampling = 3", "run.toml can't be read"),
+    ],
+)
+async def test_sample_now_without_prompts_of_the_run(live, run_toml, said):
+    """Why there are none is said, and one has to be typed."""
+    (live.path / "run.toml").write_text(run_toml)
+    async with shown("train", live) as (app, pilot):
+        await press(pilot, "P")
+        assert said in text_of(app).replace("\u2502\n\u2502", "")
+        await press(pilot, "enter")
+        assert "the run has no prompts of its own: type one" in text_of(app)
+        assert asked(live) == []
 
 
 @pytest.mark.parametrize(
