@@ -182,9 +182,7 @@ class Parts:
     ) -> Iterator[SampledImage]:
         """Yield the sample pictures of prompts as they are drawn and written."""
         with self.hypernetworks.attached.drawing() if self.hypernetworks else nullcontext():
-            yield from sample_images(
-                self.model, prompts, self.preview, step=step, epoch=epoch, first_index=first_index
-            )
+            yield from sample_images(self.model, prompts, self.preview, step=step, epoch=epoch, first_index=first_index)
 
 
 def prepare(
