@@ -102,7 +102,7 @@ class Border:
         return self._answer_requests(step)
 
     def next_window(self, windows: WindowLoader, step: int) -> Window:
-        """Return the next window; pictures left out of it are told, and where it can't be had the model is saved first.
+        """Return the next window; pictures left out are told, and where it can't be had model and state are saved.
 
         Raises:
             EngineError: A picture can't be read, and skip_bad_images is not set.
@@ -111,8 +111,7 @@ class Border:
             window = next(windows)
         except EngineError:
             if self.parts.ranks.world == 1 and step > 0:
-                due = Due(occasion="stop", stem=f"{self.parts.settings.saving.output_name}-step{step:08d}")
-                self.save(due, step=step, is_last=True)
+                self._keep(step)
             raise
         for refusal in (refusal for batch in window for refusal in batch.refusals):
             self.tell.warn("bad-image", refusal)
@@ -154,25 +153,30 @@ class Border:
         self._together(lambda: self._end(step, stopped_by))
 
     def _end(self, step: int, stopped_by: str) -> str:
-        name = self.parts.settings.saving.output_name
+        saving = self.parts.settings.saving
         seconds = time.monotonic() - self._began
         if not stopped_by:
-            path = self.save(Due(occasion="last", stem=name), step=step, is_last=True)
-            saving = self.parts.settings.saving
+            path = self.save(Due(occasion="last", stem=saving.output_name), step=step, is_last=True)
             if saving.save_state or saving.save_state_on_train_end:
                 self.save_state(step, waits=True)
             self._tell_of_states(waits=True)
             self.tell(Finished(step=step, path=path, seconds=seconds, loss=self.tell.mean_loss))
             return ""
         keeps = not self._discards and step > 0
-        due = Due(occasion="stop", stem=f"{name}-step{step:08d}")
-        saved = self.save(due, step=step, is_last=True) if keeps else ""
-        if keeps and has_all_state(self.parts.accelerator):
-            self.save_state(step, waits=True)
+        saved = self._keep(step) if keeps else ""
         self._tell_of_states(waits=True)
         state = f"{FOLDER}/{state_name(step)}" if keeps and self.states.saved_at == step else ""
         self.tell(Interrupted(step=step, reason=stopped_by, saved=saved, state=state))
         return ""
+
+    def _keep(self, step: int) -> str:
+        """Save the model and a state before the run ends early; return the model's path."""
+        due = Due(occasion="stop", stem=f"{self.parts.settings.saving.output_name}-step{step:08d}")
+        saved = self.save(due, step=step, is_last=True)
+        if has_all_state(self.parts.accelerator):
+            self.save_state(step, waits=True)
+        self._tell_of_states(waits=True)
+        return saved
 
     def save_state(self, step: int, due: StateDue = StateDue(), *, waits: bool = False) -> None:  # noqa: B008 - frozen
         """Write a resumable state; what came of it is told at a later border, or with `waits` at this one."""

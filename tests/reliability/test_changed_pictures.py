@@ -10,9 +10,10 @@ from engine.cli import main
 from engine.errors import EngineError
 from engine.headless import run_engine
 from engine.loading import WindowLoader
-from tests.engine.run_support import go, loaded_run, pictures, write_pictures
+from tests.engine.run_support import go, loaded_run, new_folder, pictures, write_pictures
 
 from .fault_support import At
+from .state_support import go_on
 
 
 @pytest.fixture
@@ -55,18 +56,23 @@ def test_row_28_with_skip_bad_images_a_truncated_picture_is_left_out_and_named_o
     assert (own / "2.png").read_bytes() == before
 
 
-def test_row_44_a_picture_that_vanishes_stops_the_run_with_the_model_saved(tmp_path, own):
-    """Exit 1, the picture named, nothing of the training lost."""
-    run = go(
-        tmp_path, pictures=own, cache_latents=False, max_train_epochs=6,
-        listeners=[At({3: (own / "0.png").unlink})],
-    )  # fmt: skip
+def test_row_44_a_picture_that_vanishes_stops_the_run_with_model_and_state_saved(tmp_path, own):
+    """Exit 1, the picture named, nothing of the training lost: once it is back the run goes on with the same bits."""
+    choices, kept = {"pictures": own, "cache_latents": False, "max_train_epochs": 4}, own / "0.kept"
+    straight = go(new_folder(), **choices)
+    run = go(tmp_path, **choices, listeners=[At({2: lambda: (own / "0.png").rename(kept)})])
 
     assert run.code == 1
     assert "0.png: no such file" in run.events[-1].message
-    saved = run.of("saved")[-1]
-    assert saved.step == len(run.steps)
-    assert main(["verify", str(run.folder / saved.path)]) == 0
+    model, state = run.of("saved")[-2:]
+    assert model.step == state.step == len(run.steps) < len(straight.steps)
+    assert main(["verify", str(run.folder / model.path)]) == 0
+
+    kept.rename(own / "0.png")
+    resumed = go_on(run.folder)
+
+    assert resumed.code == 0
+    assert resumed.losses == straight.losses
 
 
 def test_row_44_with_skip_bad_images_a_vanished_or_replaced_picture_is_named_once_and_counted(tmp_path, own):
