@@ -226,26 +226,26 @@ class Plan:
         """Return how the mask of a picture becomes pixels, None where the picture counts in full."""
         subset = self.subset_of(row)
         if subset.conditioning_data_dir is not None and self.settings.loss.masked_loss:
-            mask = self._mask(subset.conditioning_data_dir, Path(self.catalog.paths[row]))
+            mask = self._mask(subset.conditioning_data_dir, row)
             return replace(self.pixel_job(row, augmentation), path=mask, orientation=1)
         return replace(self.pixel_job(row, augmentation), shows_alpha=True) if subset.alpha_mask else None
 
-    def _mask(self, folder: Path, picture: Path) -> Path:
-        """Return the file of a picture's name among the masks.
-
-        Raises:
-            EngineError: There is none.
-        """
-        if folder not in self._masks:
-            found = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES)
-            self._masks[folder] = {path.stem: path for path in found}
-        mask = self._masks[folder].get(picture.stem)
+    def _mask(self, folder: Path, row: int) -> Path:
+        mask = self.find_mask(folder, row)
         if mask is None:
             raise EngineError(
-                f"conditioning_data_dir: {safe_text(str(folder))} holds no mask for {safe_text(picture.name)}; "
+                f"conditioning_data_dir: {safe_text(str(folder))} holds no mask for "
+                f"{safe_text(Path(self.catalog.paths[row]).name)}; "
                 "add one of that name, white where the picture counts in full"
             )
         return mask
+
+    def find_mask(self, folder: Path, row: int) -> Path | None:
+        """Return the file of a picture's name among the masks, None where there is none."""
+        if folder not in self._masks:
+            found = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES)
+            self._masks[folder] = {path.stem: path for path in found}
+        return self._masks[folder].get(Path(self.catalog.paths[row]).stem)
 
 
 def make_plan(

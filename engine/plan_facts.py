@@ -5,7 +5,7 @@ Dimension key: N pictures.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.dataset.duplicates import DuplicateGroup, find_duplicates
+from engine.errors import safe_text
 from engine.plan import Plan
 from engine.tokens import count_tokens, load_tokenizer
 
@@ -32,6 +33,10 @@ class PlanFacts:
     duplicates: tuple[DuplicateGroup, ...] = ()
     old_npz: tuple[str, ...] = ()
     """sd-scripts' caches that are older than their pictures."""
+    bad_masks: tuple[str, ...] = ()
+    """Pictures without a mask, or with one of another size, where masks weigh the loss; each with what is wrong."""
+    no_alpha: tuple[str, ...] = ()
+    """Pictures that have no alpha channel where it is to weigh the loss."""
 
 
 def gather_facts(
@@ -51,7 +56,45 @@ def gather_facts(
         num_sided=_count_sided(plan),
         duplicates=find_duplicates(plan.catalog, cache_dir=cache_dir, cancel=cancel),
         old_npz=_old_npz(plan) if memory.cache_latents or memory.cache_latents_to_disk else (),
+        bad_masks=tuple(_bad_masks(plan)),
+        no_alpha=tuple(_no_alpha(plan)),
     )
+
+
+def _bad_masks(plan: Plan) -> Iterator[str]:
+    if not plan.settings.loss.masked_loss:
+        return
+    sizes = plan.catalog.sizes_N2.tolist()
+    for row, key in enumerate(plan.catalog.keys):
+        folder = plan.subset_of(row).conditioning_data_dir
+        if folder is None:
+            continue
+        mask = plan.find_mask(folder, row)
+        if mask is None:
+            yield f"{safe_text(key, limit=60)} has none"
+            continue
+        size = _header(mask)[0]
+        if size and [*size] != sizes[row]:
+            yield f"that of {safe_text(key, limit=60)} is {size[0]}x{size[1]}, not {sizes[row][0]}x{sizes[row][1]}"
+
+
+def _no_alpha(plan: Plan) -> Iterator[str]:
+    for row, key in enumerate(plan.catalog.keys):
+        subset = plan.subset_of(row)
+        has_file = subset.conditioning_data_dir is not None and plan.settings.loss.masked_loss
+        if subset.alpha_mask and not has_file and not _header(Path(plan.catalog.paths[row]))[1]:
+            yield safe_text(key, limit=60)
+
+
+def _header(path: Path) -> tuple[tuple[int, int] | None, bool]:
+    """Return a picture's size as stored and whether it has alpha; what can't be read is said when it is loaded."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.size, image.has_transparency_data
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None, False
 
 
 def _count_sided(plan: Plan) -> int:

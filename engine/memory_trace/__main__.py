@@ -24,24 +24,40 @@ def main() -> int:
         "--model", type=Path, help="add only the UNet of this model, which is none of the families' own"
     )
     parser.add_argument("--config", help="a UNet's config.json, - for stdin: print its part of a table")
-    parser.add_argument("--case", action="append", default=[], metavar="PRECISION,CHECKPOINTING,ATTENTION")
+    parser.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="PRECISION,CHECKPOINTING,ATTENTION",
+        help="only these cases, such as mixed,checkpointed,fused",
+    )
     parser.add_argument("--out", type=Path, default=SHIPPED, help="the table to write")
     parsed = parser.parse_args()
+    cases = tuple(map(case_of, parsed.case)) or CASES
     if parsed.config:
         text = sys.stdin.read() if parsed.config == "-" else Path(parsed.config).read_text("utf-8")
         config = json.loads(text)
-        json.dump(traced_unet(config, tuple(map(case_of, parsed.case))), sys.stdout)
+        json.dump(traced_unet(config, cases), sys.stdout)
         return 0
     table = json.loads(parsed.out.read_text("utf-8")) if parsed.out.exists() else {"families": {}}
     if parsed.model:
-        found = traced_unet(_unet_of(parsed.model), CASES, partial(_say, parsed.model.name))
-        table.setdefault("unets", {})[found["hash"]] = found
+        found = traced_unet(_unet_of(parsed.model), cases, partial(_say, parsed.model.name))
+        unets = table.setdefault("unets", {})
+        unets[found["hash"]] = _merged(unets.get(found["hash"]), found)
         _write(table, parsed.out)
         return 0
     for family in parsed.family or TEXT_ENCODERS:
-        table["families"][family] = traced_family(family, partial(_say, family))
+        found = traced_family(family, cases, partial(_say, family))
+        table["families"][family] = _merged(table["families"].get(family), found)
         _write(table | stamp(), parsed.out)
     return 0
+
+
+def _merged(known: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:
+    """Return what was found, with the cases that are known of the same UNet and were not traced anew."""
+    if known is None or known["hash"] != found["hash"]:
+        return found
+    return {**found, **{name: {**known[name], **found[name]} for name in ("planes", "sampling")}}
 
 
 def _unet_of(model: Path) -> dict[str, Any]:

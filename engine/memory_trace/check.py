@@ -11,7 +11,7 @@ def compare_with_cpu(config: Config, case: Case, point: Point) -> tuple[int, int
     """Return the most bytes beside the weights that a batch holds: as traced without data, and as really allocated.
 
     Both sides follow the same policy of precision, so this checks the counting, not that policy. Attention has to be
-    "math": the fused kind is a model of CUDA's kernels, which the CPU does not have.
+    "math" or "sliced": the fused kind is a model of CUDA's kernels, which the CPU does not have.
     """
     traced = trace_unet(build_unet(config), case, point, is_rounded=False)
     expected = max(sum(moment.held) for moment in traced.moments)

@@ -139,17 +139,17 @@ class _OneHeadAtATime(torch.autograd.Function):
     def forward(ctx: Any, attn: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # noqa: ANN401
         ctx.attn = attn
         ctx.save_for_backward(query, key, value)
+        parts = torch.empty_like(query)  # The heads' outputs, which are all there when the last head is computed.
         torch.bmm(attn.get_attention_scores(query[:1], key[:1]), value[:1])
-        parts = torch.empty_like(query)  # The heads' outputs, before they are joined.
         return parts.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         saved = ctx.saved_tensors  # Once: a checkpointed tensor can't be asked for twice.
+        parts = [torch.empty_like(tensor) for tensor in saved]
         head = [tensor[:1].detach().requires_grad_() for tensor in saved]
         with torch.enable_grad():
             output = torch.bmm(ctx.attn.get_attention_scores(*head[:2]), head[2])
         torch.autograd.grad(output, head, gradients[0][:1].to(output.dtype))
-        parts = [torch.empty_like(tensor) for tensor in saved]
-        joined = [part.clone() for part in parts]
-        return None, *joined
+        del output
+        return None, *[parts.pop().clone() for _ in saved][::-1]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.attention import switch_on_checkpointing
+from engine.attention import SlicedAttention, switch_on_checkpointing
 from engine.memory.planes import Attention
 from engine.memory_trace.ledger import Ledger, Watch, completed_gradients
 from engine.memory_trace.policy import CudaPolicy, SlicedModel
@@ -166,11 +166,12 @@ def _see_weights(module: nn.Module, ledger: Ledger) -> None:
 
 
 def set_up(unet: Any, case: Case) -> None:  # noqa: ANN401 - diffusers has no types
-    """Give a UNet the precision, attention and checkpointing of a case."""
+    """Give a UNet the precision, attention and checkpointing of a case; with real tensors real sliced attention."""
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
     nn.Module.to(unet, case.weights)  # diffusers' own would warn about an empty list of modules.
-    processors = {"fused": AttnProcessor2_0, "math": AttnProcessor, "sliced": SlicedModel}
+    sliced = SlicedModel if next(unet.parameters()).is_meta else SlicedAttention
+    processors = {"fused": AttnProcessor2_0, "math": AttnProcessor, "sliced": sliced}
     unet.set_attn_processor(processors[case.attention]())
     (unet.enable_gradient_checkpointing if case.is_checkpointed else unet.disable_gradient_checkpointing)()
 

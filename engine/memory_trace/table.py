@@ -42,11 +42,11 @@ def stamp() -> dict[str, str]:
     return {"diffusers": version("diffusers"), "transformers": version("transformers")}
 
 
-def traced_family(family: str, say: Say) -> dict[str, Any]:
+def traced_family(family: str, cases: tuple[Case, ...], say: Say) -> dict[str, Any]:
     """Return the part of the table for a family: its UNet, text encoders and VAE."""
     config = family_config(family, "unet")
     return {
-        **traced_unet(config, CASES, say),
+        **traced_unet(config, cases, say),
         "text_encoders": [_text_encoder_table(family_config(family, name)) for name in TEXT_ENCODERS[family]],
         "vae": vae_table(family_config(family, "vae")),
     }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ORDER = "sd-scripts library/train_util.py, BucketManager: a batch is of one bucket"
 MUCH_CUT = 0.4
+_SHOWN = 3  # Names in a message.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +253,47 @@ def old_npz(subject: PlanSubject) -> Iterator[Finding]:
         yield Finding(setting="cache_latents", message=message, fix="delete them; latents are made anew")
 
 
+@rule(
+    "masks",
+    "error",
+    why="Training stops at a picture whose mask is not there, or is of another size.",
+    source="engine/masks.py",
+)
+def masks(subject: PlanSubject) -> Iterator[Finding]:
+    """Masks weigh the loss, and pictures have none, or one of another size."""
+    bad = subject.facts.bad_masks if subject.facts else ()
+    if bad:
+        more = f", and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        yield Finding(
+            setting="conditioning_data_dir",
+            message=f"masked_loss needs a mask for each picture: {', '.join(bad[:_SHOWN])}{more}",
+            fix="add masks of the pictures' names and sizes, white where a picture counts in full",
+        )
+
+
+@rule(
+    "no-alpha",
+    "warning",
+    why="A picture without an alpha channel counts in full; a remark where they are fewer than half.",
+    source="engine/pixels.py; sd-scripts library/train_util.py, alpha_mask",
+)
+def no_alpha(subject: PlanSubject) -> Iterator[Finding]:
+    """Pictures have no alpha channel although it is to weigh the loss."""
+    bare = subject.facts.no_alpha if subject.facts else ()
+    if bare:
+        total = subject.plan.num_images
+        more = f" and {len(bare) - _SHOWN} more" if len(bare) > _SHOWN else ""
+        name = "dataset_config" if subject.plan.settings.dataset.dataset_config else "alpha_mask"
+        shown = f"{', '.join(bare[:_SHOWN])}{more}"
+        yield Finding(
+            setting=name,
+            message=f"alpha_mask: {len(bare)} of {total} pictures have no alpha channel: {shown}",
+            fix="save them with one, or leave alpha_mask out",
+            severity="warning" if 2 * len(bare) >= total else "info",
+        )
+
+
 RULES = (
     short_batches, small_epoch, few_epochs, many_epochs, beyond_the_run, much_cut, enlarged, long_captions, one_caption,
-    mirrored_words, duplicates, old_npz,
+    mirrored_words, duplicates, old_npz, masks, no_alpha,
 )  # fmt: skip

@@ -32,6 +32,11 @@ STARTER = Path(sdtui.__file__).parent / "starter" / "model"
 TINY = {**family_config("sd1", "unet"), "block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 64,
         "attention_head_dim": 4}  # fmt: skip
 
+SMALLEST = {
+    **family_config("sd1", "unet"), "block_out_channels": [32], "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"], "layers_per_block": 1, "cross_attention_dim": 16,
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 def test_the_trace_equals_real_allocations(is_checkpointed):
@@ -62,6 +67,15 @@ def test_the_shipped_table_is_of_the_shipped_configs(family):
     assert config_hash(family_config(family, "unet")) == family_table(family).unet.hash
 
 
+def test_sliced_attention_equals_real_allocations():
+    """What stands for it in a trace takes what engine.attention.SlicedAttention does, head by head, on the CPU."""
+    case = Case(precision="single", is_checkpointed=True, attention="sliced")
+
+    traced, real = compare_with_cpu(SMALLEST, case, Point(batch=2, height=32, width=32))
+
+    assert traced == pytest.approx(real, rel=1e-3)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_starter_projects_unet_is_in_the_shipped_table(tmp_path, monkeypatch, case):
     """As `check` takes it from the model's files, in every precision, checkpointing and attention."""
@@ -76,10 +90,6 @@ def test_the_starter_projects_unet_is_in_the_shipped_table(tmp_path, monkeypatch
     assert not [*tmp_path.iterdir()]
 
 
-SMALLEST = {
-    **family_config("sd1", "unet"), "block_out_channels": [32], "down_block_types": ["CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D"], "layers_per_block": 1, "cross_attention_dim": 16,
-}  # fmt: skip
 TRACING = """
 import json, sys
 from pathlib import Path

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from engine.dataset.duplicates import DuplicateGroup
 from engine.hardware import Card
@@ -118,7 +119,7 @@ PLAN_CASES = {
     "enlarged": ({"resolution": "128,128"}, {**BUCKETS, "bucket_no_upscale": True, "max_bucket_reso": 64}),
     "long-captions": ({"caption_suffix": "word " * 80}, {"caption_suffix": "word " * 80, "max_token_length": 150}),
 }  # fmt: skip
-BY_FACTS = {"one-caption", "mirrored-words", "duplicates", "old-npz"}  # Tested one by one below.
+BY_FACTS = {"one-caption", "mirrored-words", "duplicates", "old-npz", "masks", "no-alpha"}  # Tested one by one below.
 
 
 @pytest.mark.parametrize("code", PLAN_CASES)
@@ -182,6 +183,43 @@ def test_a_cache_older_than_its_picture(tmp_path):
 
     assert "old-npz" in codes(plan.RULES, subject_of(tmp_path / "p", cache_latents=True))
     assert "old-npz" not in codes(plan.RULES, subject_of(tmp_path / "p"))
+
+
+def test_masks_that_are_missing_or_of_another_size_are_named(tmp_path):
+    """Only where they weigh the loss; the first few by name."""
+    shutil.copytree(pictures(), tmp_path / "p")
+    shutil.copytree(pictures(), tmp_path / "masks")
+    values = {"conditioning_data_dir": str(tmp_path / "masks"), "masked_loss": True}
+    assert "masks" not in codes(plan.RULES, subject_of(tmp_path / "p", **values))
+
+    (tmp_path / "masks" / "3.png").unlink()
+    Image.new("RGB", (32, 32)).save(tmp_path / "masks" / "5.png")
+    (found,) = [
+        problem for problem in applied(plan.RULES, subject_of(tmp_path / "p", **values)) if problem.code == "masks"
+    ]
+
+    assert found.severity == "error"
+    assert "3.png has none, that of 5.png is 32x32, not 64x64" in found.message
+    assert "masks" not in codes(plan.RULES, subject_of(tmp_path / "p", **{**values, "masked_loss": False}))
+
+
+def test_pictures_without_the_alpha_channel_that_weighs_the_loss_are_named(tmp_path):
+    """A warning where most have none, a remark where few."""
+    shutil.copytree(pictures(), tmp_path / "p")
+    rule = "no-alpha"
+    assert rule not in codes(plan.RULES, subject_of(tmp_path / "p"))
+    (all_bare,) = [
+        problem for problem in applied(plan.RULES, subject_of(tmp_path / "p", alpha_mask=True)) if problem.code == rule
+    ]
+    for path in sorted((tmp_path / "p").glob("*.png"))[1:]:
+        with Image.open(path) as image:
+            image.convert("RGBA").save(path)
+    (one_bare,) = [
+        problem for problem in applied(plan.RULES, subject_of(tmp_path / "p", alpha_mask=True)) if problem.code == rule
+    ]
+
+    assert (all_bare.severity, one_bare.severity) == ("warning", "info")
+    assert "1 of 7 pictures have no alpha channel: 0.png" in one_bare.message
 
 
 def test_rules_that_need_facts_are_silent_without_them():

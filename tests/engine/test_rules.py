@@ -6,6 +6,7 @@ import pytest
 
 from engine.rules import SETTINGS_RULES, find_problems
 from engine.rules.document import ALL_RULES
+from engine.rules.idle import NEEDS
 from engine.settings import Settings
 
 GOOD = {"pretrained_model_name_or_path": "m", "output_dir": "o", "train_data_dir": "d", "cache_latents": True}
@@ -16,6 +17,67 @@ FUSED = {"fused_backward_pass": True, "max_grad_norm": 0.0}
 HYPER = {"train_hypernetwork": True, "save_model_as": "ckpt"}
 V = {"v_parameterization": True}
 EPSILON = {"v_parameterization": False}
+
+PROMPTS = {"sample_prompts": "p.txt", "sample_at_first": True}
+WANDB = {"log_with": "wandb"}
+HUB = {"huggingface_repo_id": "owner/model"}
+BUCKETS = {"enable_bucket": True}
+HELD_OUT = {"validation_split": 0.1}
+CLASS = {"lr_scheduler_type": "CosineAnnealingLR"}
+# setting -> (a value that does nothing by itself, what it needs beside it)
+IDLE = {
+    "lr_scheduler_num_cycles": (2, {"lr_scheduler": "cosine_with_restarts"}),
+    "lr_scheduler_power": (2.0, {"lr_scheduler": "polynomial"}),
+    "lr_decay_steps": (5, {"lr_scheduler": "warmup_stable_decay"}),
+    "lr_scheduler_timescale": (10, {"lr_scheduler": "inverse_sqrt"}),
+    "lr_scheduler_min_lr_ratio": (0.1, {"lr_scheduler": "cosine_with_min_lr"}),
+    "lr_scheduler_args": (("T_max=5",), CLASS),
+    "learning_rate_te": (1e-6, {"train_text_encoder": True}),
+    "ema_decay": (0.9, {"use_ema": True}),
+    "noise_offset_random_strength": (True, {"noise_offset": 0.05}),
+    "ip_noise_gamma_random_strength": (True, {"ip_noise_gamma": 0.1}),
+    "multires_noise_discount": (0.5, {"multires_noise_iterations": 6}),
+    "huber_schedule": ("constant", {"loss_type": "huber"}),
+    "huber_c": (0.2, {"loss_type": "huber"}),
+    "no_half_vae": (True, {"mixed_precision": "bf16"}),
+    "save_last_n_epochs": (1, {"save_every_n_epochs": 1}),
+    "save_last_n_steps": (1, {"save_every_n_steps": 1}),
+    "sample_sampler": ("euler", PROMPTS),
+    "dynamo_backend": ("eager", {"torch_compile": True}),
+    "wandb_run_name": ("r", WANDB),
+    "wandb_api_key": ("k", WANDB),
+    "log_tracker_config": ("c.toml", WANDB),
+    "log_config": (True, WANDB),
+    "huggingface_repo_type": ("dataset", HUB),
+    "huggingface_path_in_repo": ("p", HUB),
+    "huggingface_token": ("t", HUB),
+    "huggingface_repo_visibility": ("public", HUB),
+    "async_upload": (True, HUB),
+    "log_prefix": ("a", {"logging_dir": "l"}),
+    "log_tracker_name": ("a", {"logging_dir": "l"}),
+    "min_bucket_reso": (512, BUCKETS),
+    "bucket_reso_steps": (128, BUCKETS),
+    "bucket_no_upscale": (True, BUCKETS),
+    "keep_tokens": (1, {"shuffle_caption": True}),
+    "keep_tokens_separator": ("|||", {"shuffle_caption": True}),
+    "token_warmup_min": (3, {"token_warmup_step": 0.1}),
+    "validation_seed": (3, HELD_OUT),
+    "validate_every_n_steps": (3, HELD_OUT),
+    "validate_every_n_epochs": (3, HELD_OUT),
+    "max_validation_steps": (3, HELD_OUT),
+    "masked_loss": (True, {"conditioning_data_dir": "m"}),
+    "conditioning_data_dir": ("m", {"masked_loss": True}),
+    "hypernetwork_weights": ("h.pt", HYPER),
+    "hypernetwork_sizes": ((320,), HYPER),
+    "hypernetwork_layer_structure": ((1.0, 1.0), HYPER),
+    "hypernetwork_layer_norm": (True, HYPER),
+    "hypernetwork_activation": ("relu", HYPER),
+    "hypernetworks": (("h.pt",), PROMPTS),
+    "hypernetwork_strength": (0.5, {**HYPER, **PROMPTS}),
+}
+METADATA = ("metadata_title", "metadata_author", "metadata_description", "metadata_license", "metadata_tags",
+            "metadata_usage_hint", "metadata_thumbnail", "metadata_merged_from", "metadata_trigger_phrase",
+            "metadata_preprocessor", "metadata_is_negative_embedding")  # fmt: skip
 
 # code -> (settings that trigger it, the setting it names, settings beside them that do not)
 CASES = {
@@ -230,41 +292,26 @@ CASES = {
     "hypernetwork-format": [({**HYPER, "save_model_as": "diffusers"}, "save_model_as", HYPER)],
     "hypernetwork-reader": [({"train_hypernetwork": True}, "save_model_as", HYPER)],
     "idle-option": [
-        ({"hypernetwork_weights": "h.pt"}, "hypernetwork_weights", {**HYPER, "hypernetwork_weights": "h.pt"}),
-        ({"hypernetwork_activation": "relu"}, "hypernetwork_activation", {**HYPER, "hypernetwork_activation": "relu"}),
-        ({**HYPER, "hypernetwork_weights": "h.pt", "hypernetwork_dropout": 0.3}, "hypernetwork_dropout", {}),
-        ({"hypernetworks": ["h.pt"]}, "hypernetworks", {"hypernetworks": ["h.pt"], "sample_prompts": "p.txt"}),
-        ({**HYPER, "hypernetwork_strength": 0.5}, "hypernetwork_strength", {}),
-        ({"lr_scheduler_num_cycles": 2}, "lr_scheduler_num_cycles", {}),
-        ({"lr_scheduler_power": 2.0}, "lr_scheduler_power", {"lr_scheduler_power": 2.0, "lr_scheduler": "polynomial"}),
-        ({"learning_rate_te": 1e-6}, "learning_rate_te", {"learning_rate_te": 1e-6, "train_text_encoder": True}),
-        ({"ema_decay": 0.9}, "ema_decay", {"ema_decay": 0.9, "use_ema": True}),
-        ({"noise_offset_random_strength": True}, "noise_offset_random_strength", {}),
-        ({"ip_noise_gamma_random_strength": True}, "ip_noise_gamma_random_strength", {}),
-        ({"multires_noise_discount": 0.5}, "multires_noise_discount", {"multires_noise_iterations": 6}),
-        ({"huber_schedule": "constant"}, "huber_schedule", {}),
-        ({"huber_c": 0.2}, "huber_c", {"huber_c": 0.2, "loss_type": "huber"}),
+        *(({name: value}, name, {name: value, **beside}) for name, (value, beside) in IDLE.items()),
+        (
+            {"lr_warmup_steps": 5, "lr_scheduler_type": "CosineAnnealingLR"},
+            "lr_warmup_steps",
+            {"lr_warmup_steps": 5, "lr_scheduler": "linear"},
+        ),
+        ({"lr_scheduler": "cosine", "lr_scheduler_type": "StepLR"}, "lr_scheduler", {"lr_scheduler": "cosine"}),
         (
             {"huber_scale": 2.0, "loss_type": "huber"},
             "huber_scale",
             {"huber_scale": 2.0, "loss_type": "huber", "huber_schedule": "constant"},
         ),
         ({"vae_batch_size": 2, "cache_latents": False}, "vae_batch_size", {"vae_batch_size": 2}),
-        ({"no_half_vae": True}, "no_half_vae", {"no_half_vae": True, "mixed_precision": "bf16"}),
-        ({"save_last_n_epochs": 1}, "save_last_n_epochs", {"save_every_n_epochs": 1}),
-        ({"save_last_n_steps": 1}, "save_last_n_steps", {"save_every_n_steps": 1}),
-        ({"sample_sampler": "euler"}, "sample_sampler", {}),
-        ({"log_prefix": "a"}, "log_prefix", {"log_prefix": "a", "logging_dir": "l"}),
-        ({"log_tracker_name": "a"}, "log_tracker_name", {"log_tracker_name": "a", "logging_dir": "l"}),
-        ({"min_bucket_reso": 512}, "min_bucket_reso", {"min_bucket_reso": 512, "enable_bucket": True}),
         ({"max_bucket_reso": 512}, "max_bucket_reso", {"max_bucket_reso": 512, "dataset_config": "d"}),
-        ({"bucket_reso_steps": 128}, "bucket_reso_steps", {}),
-        ({"bucket_no_upscale": True}, "bucket_no_upscale", {}),
-        ({"keep_tokens": 1}, "keep_tokens", {"keep_tokens": 1, "shuffle_caption": True}),
-        ({"keep_tokens_separator": "|||"}, "keep_tokens_separator", {}),
-        ({"token_warmup_min": 3}, "token_warmup_min", {"token_warmup_min": 3, "token_warmup_step": 0.1}),
         ({"caption_extension": ".txt", "in_json": "m"}, "caption_extension", {"caption_extension": ".txt"}),
-        ({"metadata_title": "t", "save_model_as": "ckpt"}, "metadata_title", {"metadata_title": "t"}),
+        ({**HYPER, "hypernetwork_weights": "h.pt", "hypernetwork_dropout": 0.3}, "hypernetwork_dropout", HYPER),
+        *(
+            ({name: value, "save_model_as": "ckpt"}, name, {name: value})
+            for name, value in dict.fromkeys(METADATA, "t").items()
+        ),
     ],
 }
 
@@ -326,6 +373,7 @@ def test_every_rule_is_tested_and_has_a_code_of_its_own():
 
     assert len(codes) == len(set(codes))
     assert {rule.code for rule in SETTINGS_RULES} == CASES.keys()
+    assert {need.name for need in NEEDS} == {name for _, name, _ in CASES["idle-option"]}
     assert all(rule.what.endswith(".") and rule.why.endswith(".") and rule.source for rule in SETTINGS_RULES)
 
 
