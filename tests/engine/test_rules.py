@@ -53,6 +53,8 @@ IDLE = {
     "huggingface_token": ("t", HUB),
     "huggingface_repo_visibility": ("public", HUB),
     "async_upload": (True, HUB),
+    "save_state_to_huggingface": (True, HUB),
+    "resume_from_huggingface": (True, {"resume": "owner/model"}),
     "log_prefix": ("a", {"logging_dir": "l"}),
     "log_tracker_name": ("a", {"logging_dir": "l"}),
     "min_bucket_reso": (512, BUCKETS),
