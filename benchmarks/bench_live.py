@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from diffusers import UNet2DConditionModel
 
@@ -91,7 +92,7 @@ class Terminal:
         self._stops = threading.Event()
         self._reader = threading.Thread(target=self._read)
 
-    def __enter__(self) -> "Terminal":
+    def __enter__(self) -> Self:
         self._reader.start()
         return self
 
