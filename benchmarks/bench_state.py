@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.bench_full_size import PeakMemory
 from engine.models.lazy import lazy
-from engine.snapshot import Snapshot
+from engine.snapshot import Snapshot, Tensors, room_for
 
 NUM_TENSORS, ELEMENTS = 128, 4 << 20  # 128 x 16 MB.
 ROUNDS = 3
@@ -31,17 +31,29 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def measure(tensors: dict[str, torch.Tensor], folder: Path, number: int) -> tuple[float, ...]:
-    """Return the seconds of torch.save, the first copy, a later one, streaming; and the megabytes streaming takes."""
+    """Return the seconds of torch.save, of each way to save a state, and the megabytes that streaming takes."""
     saved = seconds(lambda: torch.save(tensors, folder / "state.pt"))
-    copies = []
-    first = seconds(lambda: copies.append(snapshot(tensors, number).copied()))
-    later = seconds(lambda: snapshot(tensors, number).copied(copies[0]))
-    copies.clear()
+    unprepared = seconds(lambda: snapshot(tensors, number).copied({}))
+    rooms: list[Tensors] = []
+    prepared = seconds(lambda: rooms.append(room_for(snapshot(tensors, number).tensors)))
+    first = seconds(lambda: snapshot(tensors, number).copied(rooms[0]))
+    later = seconds(lambda: snapshot(tensors, number).copied(rooms[0]))
+    rooms.clear()
     with PeakMemory() as peak:
         streamed = seconds(lambda: snapshot(tensors, number).write(folder))
     shutil.rmtree(folder / "state")
     (folder / "state.pt").unlink()
-    return saved, first, later, streamed, peak.report()["extra_mb"]
+    return saved, unprepared, prepared, first, later, streamed, peak.report()["extra_mb"]
+
+
+ROWS = (
+    "torch.save",
+    "copy into no room: waits",
+    "room made meanwhile",
+    "first copy: waits",
+    "later copies: wait",
+    "streamed",
+)
 
 
 def main() -> None:
@@ -53,12 +65,10 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     base = statistics.median(columns[0])
     print(f"load {psutil.getloadavg()[0]:.1f}")
-    for name, values in zip(
-        ("torch.save", "first copy: waits", "later copies: wait", "streamed"), columns, strict=False
-    ):
+    for name, values in zip(ROWS, columns, strict=False):
         middle = statistics.median(values)
         print(f"{name:24} {middle:7.2f} s   {middle / base:5.2f} of torch.save")
-    print(f"streaming takes {max(columns[4]):.0f} MB beyond the state itself")
+    print(f"streaming takes {max(columns[-1]):.0f} MB beyond the state itself")
 
 
 if __name__ == "__main__":

@@ -139,6 +139,7 @@ class Border:
         state = due_state(settings.saving, step=step, steps_per_epoch=plan.steps_per_epoch, epochs=plan.epochs)
         if state is not None:
             self.save_state(step, state)
+        self.states.prepare(step)
         self._tell_of_states()
         if is_validation_due(settings.training, step, plan):
             self._validate(step)

@@ -87,6 +87,15 @@ def due_state(saving: SavingSettings, *, step: int, steps_per_epoch: int, epochs
     return StateDue(replaces_up_to=max(0, replaced))
 
 
+def is_state_to_come(saving: SavingSettings, *, step: int, steps: int, steps_per_epoch: int) -> bool:
+    """Tell whether a state is due after a later one of the run's `steps`; that of the end is not counted."""
+    epochs = -(-steps // steps_per_epoch)
+    by_epochs, by_steps = epoch_interval(saving, epochs), saving.save_every_n_steps
+    next_epoch = (step // steps_per_epoch // by_epochs + 1) * by_epochs if by_epochs else epochs
+    next_step = (step // by_steps + 1) * by_steps if by_steps else steps + 1
+    return saving.save_state and (next_epoch < epochs or next_step <= steps)
+
+
 def epoch_interval(saving: SavingSettings, epochs: int) -> int | None:
     """Return after how many epochs a model is saved; save_n_epoch_ratio asks for about so many saves in all."""
     if saving.save_n_epoch_ratio:

@@ -2,21 +2,24 @@
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from engine.checkpoint import StateDue
+from engine.checkpoint import StateDue, is_state_to_come
 from engine.dataset.ledger import ledger
 from engine.envelope import envelope
 from engine.errors import EngineError
 from engine.events import Event, Saved, Warned
-from engine.models.lazy import lazy
+from engine.hardware import is_out_of_memory
+from engine.models.lazy import LazyTensor, lazy
 from engine.parts import Parts
 from engine.settings_io import relative_values
-from engine.snapshot import Snapshot, names_of, optimizer_values, weights_of
+from engine.snapshot import Snapshot, Tensors, names_of, num_bytes_of, optimizer_values, room_for, weights_of
 from engine.states import FOLDER, remove_replaced, state_name
 
 ROOM_FACTOR = 1.2  # Free memory over the state's size from which on it is copied.
@@ -29,36 +32,59 @@ class StateSaver:
     parts: Parts
     folder: Path
     saved_at: int = -1
-    _copy: Snapshot | None = None
-    """The last copy, kept to be written over by the next while memory is not short."""
+    _room: Tensors = field(default_factory=dict)
+    """Memory for the next copy, kept while it is not short and a state is to come."""
+    _is_prepared: bool = False
     _thread: threading.Thread | None = None
     _told: list[Event] = field(default_factory=list)
+
+    def prepare(self, step: int) -> None:
+        """After a run's first step, get memory for the copy while training goes on: that takes longer than the copy."""
+        if self._is_prepared:
+            return
+        self._is_prepared = True
+        tensors, _ = _tensors_of(self.parts)
+        if self._is_one_to_come(step) and self._fits(num_bytes_of(tensors)):
+            self._start(self._make_room, tensors)
+
+    def _make_room(self, tensors: Tensors) -> None:
+        with _memory_may_be_short():
+            self._room = room_for(tensors)
 
     def save(self, due: StateDue, *, step: int, models: list[str], waits: bool = False) -> None:
         """Write the state after `step` steps; with `waits`, return when it is on disk and never copy it.
 
         A refusal is told, not raised: a state that can't be saved is no reason to end a training.
         """
+        began = time.perf_counter()
         self.wait()
         if self.saved_at == step:
             return
-        began = time.perf_counter()
         epoch = -(-step // self.parts.plan.steps_per_epoch)
         snapshot = take_snapshot(self.parts, step=step, models=models)
-        held = self._copy.num_bytes if self._copy else 0
-        is_copied = not waits and psutil.virtual_memory().available + held >= ROOM_FACTOR * snapshot.num_bytes
-        if not is_copied:
-            self._copy = None
+        copy = None if waits else self._copied(snapshot)
+        self._room, self._is_prepared = copy.tensors if copy and self._is_one_to_come(step) else {}, True
+        if copy is None:
             self._write(snapshot, due, epoch=epoch, began=began, blocked=None)
             return
-        snapshot = self._copy = snapshot.copied(self._copy)
-        blocked = time.perf_counter() - began
-        self._thread = threading.Thread(
-            target=self._write,
-            args=(snapshot, due),
-            kwargs={"epoch": epoch, "began": began, "blocked": blocked},
-            name="states",
-        )
+        self._start(self._write, copy, due, epoch=epoch, began=began, blocked=time.perf_counter() - began)
+
+    def _copied(self, snapshot: Snapshot) -> Snapshot | None:
+        """Return a copy, or None where memory is short."""
+        if self._fits(snapshot.num_bytes):
+            with _memory_may_be_short():
+                return snapshot.copied(self._room)
+        return None
+
+    def _fits(self, num_bytes: int) -> bool:
+        return psutil.virtual_memory().available + num_bytes_of(self._room) >= ROOM_FACTOR * num_bytes
+
+    def _is_one_to_come(self, step: int) -> bool:
+        plan, saving = self.parts.plan, self.parts.settings.saving
+        return is_state_to_come(saving, step=step, steps=plan.steps, steps_per_epoch=plan.steps_per_epoch)
+
+    def _start(self, act: Callable[..., None], *arguments: object, **named: object) -> None:
+        self._thread = threading.Thread(target=act, args=arguments, kwargs=named, name="states")
         self._thread.start()
 
     def _write(self, snapshot: Snapshot, due: StateDue, *, epoch: int, began: float, blocked: float | None) -> None:
@@ -97,19 +123,20 @@ class StateSaver:
             self._thread = None
 
 
+@contextmanager
+def _memory_may_be_short() -> Iterator[None]:
+    """Pass over the system's refusal of memory: it may be less than what is reported as free, as in containers."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+
+
 def take_snapshot(parts: Parts, *, step: int, models: list[str]) -> Snapshot:
     """Return the content of a state, its tensors still those of the run: write or copy it before the next update."""
-    denoiser: Any = parts.accelerator.unwrap_model(parts.denoiser)
-    plan, raw = parts.plan, parts.optimizer
-    optimizer: Any = getattr(raw, "optimizer", raw)
-    values, record = optimizer_values(optimizer, names_of(denoiser.parts()))
-    tensors = {
-        **weights_of(denoiser.parts()),
-        "optimizer.safetensors": values,
-        "history.safetensors": parts.history.lazy(),
-    }
-    if parts.ema is not None:
-        tensors["ema.safetensors"] = {name: lazy(average) for name, average in parts.ema.state_dict().items()}
+    tensors, record = _tensors_of(parts)
+    plan = parts.plan
     scaler = parts.accelerator.scaler
     epoch, index = divmod(step, plan.steps_per_epoch)
     state = {
@@ -135,3 +162,19 @@ def take_snapshot(parts: Parts, *, step: int, models: list[str]) -> Snapshot:
         dataset={"pictures": ledger(plan.catalog, parts.source.contents())},
         facts={"envelope": envelope(parts.accelerator.device, world=parts.ranks.world)},
     )
+
+
+def _tensors_of(parts: Parts) -> tuple[dict[str, dict[str, LazyTensor]], dict[str, Any]]:
+    """Return the tensors of a state, those of the run, and the table of the optimizer's values."""
+    denoiser: Any = parts.accelerator.unwrap_model(parts.denoiser)
+    raw = parts.optimizer
+    optimizer: Any = getattr(raw, "optimizer", raw)
+    values, record = optimizer_values(optimizer, names_of(denoiser.parts()))
+    tensors = {
+        **weights_of(denoiser.parts()),
+        "optimizer.safetensors": values,
+        "history.safetensors": parts.history.lazy(),
+    }
+    if parts.ema is not None:
+        tensors["ema.safetensors"] = {name: lazy(average) for name, average in parts.ema.state_dict().items()}
+    return tensors, record
