@@ -146,6 +146,11 @@ def _trained(training: TrainingSettings, widths: Sequence[int]) -> "tuple[Hypern
 
     if training.hypernetwork_weights is not None:
         file, _ = open_for(Path(training.hypernetwork_weights), widths)
-        return Hypernetwork.loaded(file), file.step
+        network = Hypernetwork.loaded(file)
+        # What the model has no use for gets no gradients; it is saved as it came.
+        for width in set(network.widths) - set(widths):
+            for branch in network.branches(width):
+                branch.requires_grad_(requires_grad=False)
+        return network, file.step
     chosen = chosen_widths(training, widths)
     return Hypernetwork.new(structure_of(training), chosen, seed=training.seed), 0

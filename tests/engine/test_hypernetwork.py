@@ -323,6 +323,17 @@ def test_training_goes_on_from_a_file(trained):
     assert verify(run.folder / "last.safetensors").ok
 
 
+def test_widths_that_the_model_lacks_are_said_and_kept(tmp_path):
+    """A file of another family's widths beside the model's own trains what fits, and is saved whole."""
+    source = saved(strong(Structure(), widths=(WIDTH, 24)), tmp_path / "wide.pt")
+    run = go(new_folder(), **SETTINGS, hypernetwork_weights=str(source), max_train_steps=1, save_state=True)
+    before, after = (torch.load(path, weights_only=True) for path in (source, run.folder / "last.pt"))
+
+    assert [event.message for event in run.of("warning") if "width" in event.message]
+    assert same(before[24][0], after[24][0])
+    assert not same(before[WIDTH][0], after[WIDTH][0])
+
+
 def test_dropout_is_of_training_only():
     """With it steps differ; the loss on pictures held out is the same for the same weights."""
     values = {**SETTINGS, "learning_rate": 1e-9, "max_train_steps": 2, "validation_split": 0.3}
