@@ -8,8 +8,12 @@ import time
 
 from engine.memory.forecast import forecast
 from engine.memory.request import Request
+from engine.models.hypernetwork_file import Structure
 
 GIB = 1 << 30
+
+
+RICH = Structure(layers=(1.0, 2.0, 2.0, 1.0), activation="relu", layer_norm=True)
 
 
 def request(family: str, size: tuple[int, int], batch: int, words: str, optimizer: str, **more: object) -> Request:
@@ -43,6 +47,9 @@ CASES = [
     request("sd1", (512, 512), 2, "mixed checkpointed fused", "AdaFactor", is_fused=True),
     request("sd1", (576, 576), 5, "mixed checkpointed fused", "AdamW8bit", encodes=True, vae_is_half=True),
     request("sd1", (512, 512), 1, "mixed checkpointed fused", "AdamW8bit", sample_size=(768, 768)),
+    request("sd1", (576, 448), 3, "mixed plain fused", "AdamW", hypernetwork=Structure(), chunks=2),
+    request("sd1", (512, 704), 2, "mixed checkpointed fused", "AdamW", hypernetwork=RICH),
+    request("sd2", (640, 768), 2, "single plain fused", "AdamW8bit", hypernetwork=RICH, has_ema=True),
     request("sd2", (768, 768), 1, "mixed checkpointed fused", "AdamW8bit"),
     request("sd2", (640, 896), 5, "half plain fused", "AdamW8bit"),
     request("sd2", (704, 832), 2, "mixed plain fused", "AdamW", accumulates=True),
@@ -67,7 +74,7 @@ def main() -> None:
         found, traced = forecast(case).allocated_bytes, trace_whole_step(case)
         off = found / traced - 1
         worst = max(worst, abs(off))
-        flags = ("accumulates", "is_fused", "has_ema", "trains_text_encoder", "encodes", "sample_size")
+        flags = ("accumulates", "is_fused", "has_ema", "trains_text_encoder", "encodes", "sample_size", "hypernetwork")
         extra = " ".join(name for name in flags if getattr(case, name))
         name = f"{case.family} {case.size[0]}x{case.size[1]} b{case.batch} t{case.chunks} {case.case} {case.optimizer}"
         print(f"{f'{name} {extra}':78} {found / GIB:9.3f} {traced / GIB:9.3f} {off:8.2%}", flush=True)

@@ -1,6 +1,7 @@
 """Compares a run on a graphics card with its forecast, once, and keeps the corrections for the next forecast."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,10 +54,18 @@ class MemoryGauge:
     """A listener that measures the second or a later step of the largest bucket, once in a run."""
 
     def __init__(
-        self, device: Device, expected: Expected, *, largest: Size, save: Callable[[str, Calibration], None]
+        self,
+        device: Device,
+        expected: Expected,
+        *,
+        largest: Size,
+        images: int = 1,
+        save: Callable[[str, Calibration], None],
     ) -> None:
         self._calibrator = Calibrator(device, expected, save)
         self._largest = largest
+        self._images = images
+        """Of a step of full batches: a short one holds less than was forecast."""
         self.advice = ""
         """What a figure far from the forecast means; "" until then."""
 
@@ -64,7 +73,8 @@ class MemoryGauge:
         """Look at a step, and get ready for the next."""
         if not isinstance(event, Step) or self._calibrator.is_done:
             return
-        found = self._calibrator.after(is_largest=event.bucket == self._largest)
+        is_full = event.images >= self._images
+        found = self._calibrator.after(is_largest=is_full and event.bucket == self._largest)
         if found is not None:
             self.advice = found.advice
         self._calibrator.before()
@@ -84,7 +94,8 @@ def gauge_for(parts: "Parts", *, cache_dir: Path, tell: "Teller") -> MemoryGauge
         request = with_own_unet(request, unet_config(source, request.family), cache_dir=cache_dir, may_trace=False)
     except KeyError:  # A UNet that no table knows: there is nothing to compare with.
         return None
-    largest = max((bucket.size for bucket in plan.buckets if bucket.items), key=lambda size: size[0] * size[1])
+    request = replace(request, sample_size=None)  # No sample is drawn within the step that is measured.
+    images = request.batch * parts.settings.training.gradient_accumulation_steps
     expected = expected_of(forecast(request), calibration_key(request, card))
 
     def save(key: str, found: Calibration) -> None:
@@ -95,7 +106,7 @@ def gauge_for(parts: "Parts", *, cache_dir: Path, tell: "Teller") -> MemoryGauge
         if found.advice:
             tell.warn("attention", found.advice)
 
-    return MemoryGauge(CudaDevice(parts.accelerator.device), expected, largest=largest, save=save)
+    return MemoryGauge(CudaDevice(parts.accelerator.device), expected, largest=request.size, images=images, save=save)
 
 
 def expected_of(memory: Forecast, key: str) -> Expected:

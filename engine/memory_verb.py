@@ -10,7 +10,7 @@ from engine.display import size
 from engine.hardware import card_to_compare, graphics_cards
 from engine.memory.fit import Way, has_bf16, ways_to_fit
 from engine.memory.forecast import Forecast
-from engine.memory.of_run import calibrated
+from engine.memory.of_run import calibrated, with_own_unet
 from engine.memory.request import FAMILY_NAMES, request_for
 from engine.memory.verdict import Verdict, verdict
 from engine.run import cache_dir
@@ -44,6 +44,7 @@ def _memory(parsed: argparse.Namespace) -> int:
 
     def weigh(changed: Settings) -> Forecast:
         request = request_for(changed, family, capability=card.capability if card else (0, 0))
+        request = with_own_unet(request, None, cache_dir=cache_dir())
         return calibrated(request, cache_dir=cache_dir(), card=None if named else card)
 
     found = weigh(settings)

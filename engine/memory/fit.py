@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from engine.errors import ProblemsError, Values
+from engine.errors import EngineError, ProblemsError, Values
 from engine.hardware import Card
 from engine.memory.forecast import Forecast
 from engine.memory.verdict import Verdict, verdict
@@ -147,7 +147,10 @@ def _covers(chosen: Sequence[Change], others: Sequence[Change]) -> bool:
 
 def _tried(settings: Settings, chosen: Sequence[Change], weigh: Weigh, free_bytes: int) -> Way | None:
     changed = settings.replace(**{name: value for change in chosen for name, value in change.values})
-    judged = verdict(weigh(changed), free_bytes)
+    try:
+        judged = verdict(weigh(changed), free_bytes)
+    except EngineError:  # A UNet of its own kind that can't be traced so.
+        return None
     if judged.color == "red" or _brings_errors(settings, changed):
         return None
     return Way(changes=tuple(chosen), verdict=judged)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from engine.memory.allocation import MIB, rounded
 from engine.memory.calibration import Calibration
+from engine.memory.hypernetwork import adapted, shapes_of, widths_of
 from engine.memory.optimizers import ROUNDING, OptimizerCost, cost_of, state_bytes
 from engine.memory.request import Request
 from engine.memory.table import FamilyTable, Held, Shapes, UnetTable, family_table
@@ -124,7 +125,9 @@ def _state(name: str, arguments: tuple[tuple[str, Any], ...], shapes: Shapes) ->
 
 def _fixed(request: Request, table: FamilyTable, unet: UnetTable) -> _Fixed:
     trained = [unet.shapes]
-    if request.trains_text_encoder:
+    if request.hypernetwork is not None:
+        trained = [shapes_of(request.hypernetwork, widths_of(request, unet))]
+    elif request.trains_text_encoder:
         trained += [encoder.shapes for encoder in table.text_encoders]
     per_weight = 2 if request.precision == "half" else 4
     weights = sum(_sizes(shapes, per_weight) for shapes in trained)
@@ -133,7 +136,7 @@ def _fixed(request: Request, table: FamilyTable, unet: UnetTable) -> _Fixed:
         weights=weights,
         gradients=weights,
         optimizer=sum(_state_bytes(request, shapes) for shapes in trained),
-        frozen=_frozen(request, table, trained),
+        frozen=_frozen(request, table, unet, trained),
         update=_update_bytes(request, cost, trained),
         per_weight=_per_weight(request, cost),
     )
@@ -148,11 +151,13 @@ def _state_bytes(request: Request, shapes: Shapes) -> int:
     return _state(request.optimizer, arguments, shapes)
 
 
-def _frozen(request: Request, table: FamilyTable, trained: list[Shapes]) -> int:
+def _frozen(request: Request, table: FamilyTable, unet: UnetTable, trained: list[Shapes]) -> int:
     """Return the models that are not trained, and the average of those that are."""
     half = request.precision != "single"
-    frozen = 0
-    if not request.trains_text_encoder:
+    frozen = 4 * request.drawn_elements
+    if request.hypernetwork is not None:
+        frozen += _sizes(unet.shapes, 2 if half else 4)
+    if not request.trains_text_encoder or request.hypernetwork is not None:
         frozen += sum(_sizes(encoder.shapes, 2 if half else 4) for encoder in table.text_encoders)
     if request.encodes:
         frozen += _sizes(table.vae_shapes, 2 if request.vae_is_half else 4)
@@ -187,7 +192,7 @@ def _kept(request: Request, fixed: _Fixed) -> dict[Part, float]:
 
 def _forward(request: Request, table: FamilyTable, unet: UnetTable, fixed: _Fixed, scale: float) -> dict[Part, float]:
     case = unet.case(request.case)
-    held = case.forward_peak(request.batch, request.area, request.chunks)
+    held = adapted(case.forward_peak(request.batch, request.area, request.chunks), request, unet)
     return {**_parts(held, scale, more=_text(request, table, "forward")), **_kept(request, fixed)}
 
 
@@ -199,15 +204,16 @@ def _backward(request: Request, table: FamilyTable, unet: UnetTable, fixed: _Fix
     keeps = _kept(request, fixed)
     if request.is_fused or keeps:
         used = gradient + fixed.per_weight if request.is_fused else gradient
-        held = case.completed_peak(*sizes, used)
+        held = adapted(case.completed_peak(*sizes, used), request, unet)
         parts = _parts((*held[:3], 0.0), scale, more=kept)
         parts["temporary"] += held[3] * MIB
         own: dict[Part, float] = {"temporary": _text(request, table, "backward without gradients") * MIB}
         return max({**parts, **keeps}, {**own, **keeps}, key=_sum)
-    parts = _parts(case.backward_peak(*sizes), scale, more=kept)
+    parts = _parts(adapted(case.backward_peak(*sizes), request, unet), scale, more=kept)
     # After the UNet's, a trained text encoder's own pass back, beside all of the UNet's gradients.
     own = {"gradients": _sizes(unet.shapes, gradient), "temporary": _text(request, table, "backward") * MIB}
-    return max(parts, own, key=_sum) if request.trains_text_encoder else parts
+    trains_text = request.trains_text_encoder and request.hypernetwork is None
+    return max(parts, own, key=_sum) if trains_text else parts
 
 
 def _sum(parts: dict[Part, float]) -> float:
@@ -216,7 +222,7 @@ def _sum(parts: dict[Part, float]) -> float:
 
 def _text(request: Request, table: FamilyTable, name: str) -> float:
     """Return what trained text encoders hold beside the UNet, in MiB."""
-    if not request.trains_text_encoder:
+    if not request.trains_text_encoder or request.hypernetwork is not None:
         return 0.0
     case = f"{request.precision} {'checkpointed' if request.is_checkpointed else 'plain'}"
     lines = (encoder.lines[case][name] for encoder in table.text_encoders)

@@ -94,8 +94,6 @@ def with_own_unet(
         EngineError: A UNet that is not known can't be traced.
         KeyError: It would have to be traced, and must not be.
     """
-    if config is None:
-        return request
     find = table_for if may_trace else known_table
     return replace(request, unet=find(config, request.family, request.case, cache_dir=cache_dir))
 

@@ -11,24 +11,25 @@ from engine.errors import EngineError, safe_text
 from engine.memory.request import FamilyName
 from engine.memory.table import UnetTable, config_hash, family_table, other_unet, unet_table
 from engine.models.atomic import atomic_file
+from engine.resources import family_config
 
 FOLDER = "memory"
 _SECONDS = 300
 
 
-def table_for(config: Mapping[str, Any], family: FamilyName, case: str, *, cache_dir: Path) -> UnetTable | None:
-    """Return the table of a UNet's config for one case; None where it is the family's own.
+def table_for(config: Mapping[str, Any] | None, family: FamilyName, case: str, *, cache_dir: Path) -> UnetTable | None:
+    """Return the table of a UNet's config, the family's if None, for one case; None where the family's has it.
 
     Traces a UNet that is not known, which takes some ten seconds; what it told is kept in the cache folder.
 
     Raises:
         EngineError: It can't be traced.
     """
+    shipped = _shipped(config, family)
+    if shipped is not None and case in shipped.cases:
+        return None if shipped is family_table(family).unet else shipped
+    config = config or family_config(family, "unet")
     name = config_hash(config)
-    if name == family_table(family).unet.hash:
-        return None
-    if shipped := other_unet(name):
-        return shipped
     path = cache_dir / FOLDER / f"{name}.json"
     known = _read(path)
     if known is not None and case in known["planes"]:
@@ -40,17 +41,24 @@ def table_for(config: Mapping[str, Any], family: FamilyName, case: str, *, cache
     return unet_table(found)
 
 
-def known_table(config: Mapping[str, Any], family: FamilyName, case: str, *, cache_dir: Path) -> UnetTable | None:
+def _shipped(config: Mapping[str, Any] | None, family: FamilyName) -> UnetTable | None:
+    own = family_table(family).unet
+    name = own.hash if config is None else config_hash(config)
+    return own if name == own.hash else other_unet(name)
+
+
+def known_table(
+    config: Mapping[str, Any] | None, family: FamilyName, case: str, *, cache_dir: Path
+) -> UnetTable | None:
     """Return the table of a UNet's config where there is one at hand.
 
     Raises:
         KeyError: It would have to be traced.
     """
-    name = config_hash(config)
-    if name == family_table(family).unet.hash:
-        return None
-    if shipped := other_unet(name):
-        return shipped
+    shipped = _shipped(config, family)
+    if shipped is not None and case in shipped.cases:
+        return None if shipped is family_table(family).unet else shipped
+    name = config_hash(config or family_config(family, "unet"))
     known = _read(cache_dir / FOLDER / f"{name}.json")
     if known is None or case not in known["planes"]:
         raise KeyError(name)

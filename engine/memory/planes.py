@@ -6,6 +6,12 @@ Attention = Literal["fused", "math", "sliced"]
 """Without scores; with all of them; with those of one head of one image at a time."""
 
 
+def case_name(precision: str, attention: str, *, is_checkpointed: bool, has_hypernetwork: bool) -> str:
+    """Return the key of planes in the table, such as "mixed checkpointed fused"."""
+    words = (precision, "checkpointed" if is_checkpointed else "plain", attention, "hypernetwork")
+    return " ".join(words[: 4 if has_hypernetwork else 3])
+
+
 def features(batch: int, area: float, length: float, attention: Attention) -> tuple[float, ...]:
     """Return what a plane's coefficients multiply: 1, B, B p, B t, and for scores B p^2, B p t (sliced: p^2, p t).
 

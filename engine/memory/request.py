@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from engine.arguments import parse_arguments
 from engine.errors import EngineError
-from engine.memory.planes import Attention
+from engine.hypernetworks import structure_of
+from engine.memory.planes import Attention, case_name
 from engine.memory.table import UnetTable
+from engine.models.hypernetwork_file import Structure, open_hypernetwork
+from engine.setting_types import split_strength
 from engine.settings import Settings
 
 FamilyName = Literal["sd1", "sd2", "sdxl"]
@@ -44,6 +49,12 @@ class Request:
     """Width and height of sample pictures; None without them."""
     unet: UnetTable | None = None
     """The UNet's own table where it is not the family's."""
+    hypernetwork: Structure | None = None
+    """A hypernetwork is trained on a model that stays as it is."""
+    hypernetwork_widths: tuple[int, ...] = ()
+    """The widths it has networks for; all of the UNet's if empty."""
+    drawn_elements: int = 0
+    """Weights of other hypernetworks, which samples are drawn with."""
 
     @property
     def area(self) -> float:
@@ -53,7 +64,12 @@ class Request:
     @property
     def case(self) -> str:
         """The name of its planes in the table."""
-        return f"{self.precision} {'checkpointed' if self.is_checkpointed else 'plain'} {self.attention}"
+        return case_name(
+            self.precision,
+            self.attention,
+            is_checkpointed=self.is_checkpointed,
+            has_hypernetwork=self.hypernetwork is not None,
+        )
 
 
 def request_for(
@@ -100,7 +116,29 @@ def request_for(
         vae_is_half=memory.mixed_precision != "no" and not memory.no_half_vae,
         sample_size=max(sample_sizes, key=lambda side: side[0] * side[1], default=default),
         unet=unet,
+        drawn_elements=sum(_file(split_strength(text)[0])[2] for text in settings.sampling.hypernetworks),
+        **_hypernetwork(settings),
     )
+
+
+def _hypernetwork(settings: Settings) -> dict[str, Any]:
+    training = settings.training
+    if not training.train_hypernetwork:
+        return {}
+    structure, widths = structure_of(training), training.hypernetwork_sizes or ()
+    if training.hypernetwork_weights is not None:
+        structure, widths, _ = _file(training.hypernetwork_weights)
+    return {"hypernetwork": structure, "hypernetwork_widths": tuple(widths)}
+
+
+@lru_cache(maxsize=8)
+def _file(path: str) -> tuple[Structure, tuple[int, ...], int]:
+    """Return a hypernetwork's structure, widths and weights; one that can't be read, which a check says, is usual."""
+    try:
+        file = open_hypernetwork(Path(path))
+    except EngineError:
+        return Structure(), (), 0
+    return file.structure, tuple(file.layers), sum(tensor.numel for tensor in file.tensors().values())
 
 
 def _unplanned(settings: Settings, family: FamilyName) -> list[tuple[Size, int]]:

@@ -90,6 +90,13 @@ class UnetTable:
     shapes: Shapes
     cases: Mapping[str, Any]
     sampling: Mapping[str, tuple[float, ...]]
+    attention: tuple[tuple[int, int, int, int], ...] = ()
+    """Layers of a kind, the width of what their keys are made of, its positions at 512 x 512 or those of 77 tokens."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths that a hypernetwork may have networks for."""
+        return tuple(sorted({width for _, width, _, _ in self.attention}))
 
     def case(self, name: str) -> UnetCase:
         """Return the planes of a case such as "mixed checkpointed fused"."""
@@ -150,7 +157,13 @@ def other_unet(name: str) -> UnetTable | None:
 
 def unet_table(raw: Mapping[str, Any]) -> UnetTable:
     """Return a UNet's part of a table."""
-    return UnetTable(hash=raw["hash"], shapes=_shapes(raw["shapes"]), cases=raw["planes"], sampling=raw["sampling"])
+    return UnetTable(
+        hash=raw["hash"],
+        shapes=_shapes(raw["shapes"]),
+        cases=raw["planes"],
+        sampling=raw["sampling"],
+        attention=tuple(map(tuple, raw.get("attention", ()))),
+    )
 
 
 def _shapes(raw: list[list[Any]]) -> Shapes:
@@ -158,7 +171,7 @@ def _shapes(raw: list[list[Any]]) -> Shapes:
 
 
 def _case(raw: Mapping[str, Any], name: str) -> UnetCase:
-    attention: Attention = name.rpartition(" ")[2]  # type: ignore[assignment]
+    attention: Attention = name.split(" ")[2]  # type: ignore[assignment]
     return UnetCase(
         attention=attention,
         forward=tuple(raw["forward"]),

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.memory.table import SHIPPED
 from engine.memory_trace.step import case_of
-from engine.memory_trace.table import CASES, TEXT_ENCODERS, stamp, traced_family, traced_unet
+from engine.memory_trace.table import CASES, HYPERNETWORK_CASES, TEXT_ENCODERS, stamp, traced_family, traced_unet
 from engine.models.configs import model_config
 from engine.models.inspect import family_of
 from engine.models.keys import Family
@@ -33,7 +33,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=SHIPPED, help="the table to write")
     parsed = parser.parse_args()
-    cases = tuple(map(case_of, parsed.case)) or CASES
+    cases = tuple(map(case_of, parsed.case)) or (*CASES, *HYPERNETWORK_CASES)
     if parsed.config:
         text = sys.stdin.read() if parsed.config == "-" else Path(parsed.config).read_text("utf-8")
         config = json.loads(text)
@@ -47,7 +47,8 @@ def main() -> int:
         _write(table, parsed.out)
         return 0
     for family in parsed.family or TEXT_ENCODERS:
-        found = traced_family(family, cases, partial(_say, family))
+        trainable = [case for case in cases if family != "sdxl" or not case.has_hypernetwork]
+        found = traced_family(family, tuple(trainable), partial(_say, family))
         table["families"][family] = _merged(table["families"].get(family), found)
         _write(table | stamp(), parsed.out)
     return 0

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.attention import SlicedAttention, switch_on_checkpointing
-from engine.memory.planes import Attention
+from engine.memory.planes import Attention, case_name
 from engine.memory_trace.ledger import Ledger, Watch, completed_gradients
 from engine.memory_trace.policy import CudaPolicy, SlicedModel
+from engine.models.hypernetwork import Attached, Hypernetwork, widths_of
+from engine.models.hypernetwork_file import Structure
 
 Precision = Literal["single", "mixed", "half"]
 """Weights and computation in float32; weights in float32 and 16-bit computation; both in 16 bits."""
@@ -29,6 +31,8 @@ class Case:
     precision: Precision
     is_checkpointed: bool
     attention: Attention
+    has_hypernetwork: bool = False
+    """A hypernetwork is trained on a UNet that stays as it is, in the format of the computation."""
 
     @property
     def half(self) -> torch.dtype | None:
@@ -43,18 +47,24 @@ class Case:
     @property
     def name(self) -> str:
         """Its key in the table."""
-        return f"{self.precision} {'checkpointed' if self.is_checkpointed else 'plain'} {self.attention}"
+        return case_name(
+            self.precision,
+            self.attention,
+            is_checkpointed=self.is_checkpointed,
+            has_hypernetwork=self.has_hypernetwork,
+        )
 
 
 def case_of(words: str) -> Case:
-    """Return the case of words such as "mixed,checkpointed,fused".
+    """Return the case of words such as "mixed,checkpointed,fused", with a fourth word "hypernetwork" or without.
 
     Raises:
         ValueError: It is none.
     """
-    precision, checkpointing, attention = words.split(",")
+    precision, checkpointing, attention, *rest = words.split(",")
     if (
         precision not in PRECISIONS
+        or rest not in ([], ["hypernetwork"])
         or checkpointing not in {"plain", "checkpointed"}
         or attention not in get_args(Attention)
     ):
@@ -63,6 +73,7 @@ def case_of(words: str) -> Case:
         precision=precision,
         is_checkpointed=checkpointing == "checkpointed",
         attention=cast("Attention", attention),
+        has_hypernetwork=bool(rest),
     )
 
 
@@ -94,16 +105,37 @@ def build_unet(config: Config, device: str = "meta") -> nn.Module:
     return unet.train()
 
 
-def trace_unet(unet: nn.Module, case: Case, point: Point, *, device: str = "meta", is_rounded: bool = True) -> Ledger:
+def build_with_hypernetwork(config: Config, structure: Structure | None = None) -> tuple[nn.Module, nn.Module]:
+    """Return a UNet that stays as it is, and a hypernetwork for all its widths attached to it."""
+    unet = build_unet(config).requires_grad_(requires_grad=False)
+    with torch.device("meta"):
+        network = Hypernetwork(structure or Structure(), widths_of(unet))
+    Attached(unet, trained=network)
+    return unet, network.train()
+
+
+def trace_unet(
+    unet: nn.Module,
+    case: Case,
+    point: Point,
+    *,
+    hypernetwork: nn.Module | None = None,
+    device: str = "meta",
+    is_rounded: bool = True,
+) -> Ledger:
     """Return what one batch's forward and backward pass through the UNet holds, beside its weights."""
     set_up(unet, case)
+    trained = unet
+    if hypernetwork is not None:
+        trained = nn.Module.to(hypernetwork, case.weights)
+        nn.Module.to(unet, case.half or torch.float32)
     inputs = inputs_for(unet, case, point, device)
 
     def predict() -> Tensor:
         prediction: Tensor = unet(**inputs, return_dict=False)[0]
         return prediction
 
-    return _trace(unet, predict, case, is_rounded=is_rounded)
+    return _trace(trained, predict, case, frozen=unet, is_rounded=is_rounded)
 
 
 def trace_text_encoder(text_encoder: nn.Module, case: Case, chunks: int) -> Ledger:
@@ -132,11 +164,20 @@ def trace_inference(module: nn.Module, run: Callable[[], object], case: Case) ->
     return ledger
 
 
-def _trace(module: nn.Module, predict: Callable[[], Tensor], case: Case, *, is_rounded: bool = True) -> Ledger:
+def _trace(
+    module: nn.Module,
+    predict: Callable[[], Tensor],
+    case: Case,
+    *,
+    frozen: nn.Module | None = None,
+    is_rounded: bool = True,
+) -> Ledger:
     ledger = Ledger(is_rounded=is_rounded)
     policy = CudaPolicy(ledger, case.half, is_fused=case.attention == "fused")
     with completed_gradients(module, ledger), policy, Watch(ledger):
         _see_weights(module, ledger)
+        if frozen is not None:
+            _see_weights(frozen, ledger)
         ledger.kind = "activations"
         prediction = predict().float()
         policy.end_autocast()

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.memory.allocation import MIB
 from engine.memory.planes import Attention
@@ -21,12 +22,14 @@ from engine.memory_trace.step import (
     Config,
     Point,
     build_unet,
+    build_with_hypernetwork,
     inputs_for,
     set_up,
     trace_inference,
     trace_text_encoder,
     trace_unet,
 )
+from engine.models.hypernetwork import attentions
 from engine.resources import family_config
 
 TEXT_ENCODERS = {"sd1": ("text_encoder",), "sd2": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
@@ -34,6 +37,8 @@ CASES = tuple(
     Case(precision=precision, is_checkpointed=is_checkpointed, attention=attention)
     for precision, is_checkpointed, attention in product(PRECISIONS, (False, True), get_args(Attention))
 )
+# Those of other kinds of attention, which few use, are traced where they are asked for.
+HYPERNETWORK_CASES = tuple(replace(case, has_hypernetwork=True) for case in CASES if case.attention == "fused")
 Say = Callable[[str], None]
 
 
@@ -60,13 +65,46 @@ def traced_unet(config: Config, cases: tuple[Case, ...], say: Say = lambda _line
     """
     unet = build_unet(config)
     planes = {}
+    frozen, network = build_with_hypernetwork(config)
     for case in cases:
         say(case.name)
-        planes[case.name] = fit_planes(lambda point, case=case: trace_unet(unet, case, point), case)  # type: ignore[misc]
+        traced, trained = (frozen, network) if case.has_hypernetwork else (unet, None)
+
+        def trace(point: Point, case: Case = case, traced: nn.Module = traced, trained: Any = trained) -> Ledger:  # noqa: ANN401
+            return trace_unet(traced, case, point, hypernetwork=trained)
+
+        planes[case.name] = fit_planes(trace, case)
     # Sampling keeps nothing for a backward pass: one entry serves a case with and without checkpointing.
-    plain = {replace(case, is_checkpointed=False) for case in cases}
+    plain = {replace(case, is_checkpointed=False, has_hypernetwork=False) for case in cases}
     samples = {case.name: _sampling(unet, case) for case in plain}
-    return {"hash": config_hash(config), "shapes": shapes_of(unet), "planes": planes, "sampling": samples}
+    return {
+        "hash": config_hash(config),
+        "shapes": shapes_of(unet),
+        "planes": planes,
+        "sampling": samples,
+        "attention": _attended(unet),
+    }
+
+
+def _attended(unet: nn.Module) -> list[list[int]]:
+    """Return for each attention layer what its keys are made of: width, positions at 512 x 512, of 77 tokens."""
+    seen: list[list[int]] = []
+
+    def look(module: Any, inputs: tuple[Tensor, ...], *, is_text: bool) -> None:  # noqa: ANN401
+        length = inputs[0].shape[1]
+        seen.append([module.in_features, 0 if is_text else length, length if is_text else 0])
+
+    case = Case(precision="single", is_checkpointed=False, attention="fused")
+    set_up(unet, case)
+    hooks = [
+        attention.to_k.register_forward_pre_hook(partial(look, is_text=attention.is_cross_attention))
+        for attention in attentions(unet)
+    ]
+    with torch.no_grad():
+        unet(**inputs_for(unet, case, Point(batch=1, height=64, width=64), "meta"), return_dict=False)
+    for hook in hooks:
+        hook.remove()
+    return [[count, *found] for found, count in sorted(Counter(map(tuple, seen)).items())]
 
 
 def shapes_of(module: nn.Module) -> list[list[Any]]:

@@ -15,14 +15,19 @@ from engine.memory.optimizers import ROUNDING, cost_of
 from engine.memory.request import Request
 from engine.memory_trace.ledger import Ledger, Watch
 from engine.memory_trace.policy import CudaPolicy
-from engine.memory_trace.step import Case, Point, build_unet, inputs_for, run_backward, set_up
+from engine.memory_trace.step import Case, Point, build_unet, build_with_hypernetwork, inputs_for, run_backward, set_up
 from engine.memory_trace.table import TEXT_ENCODERS, build_text_encoder
 from engine.resources import family_config
 
 
 def trace_whole_step(request: Request) -> int:
     """Return the most bytes that tensors hold during the second step of a request."""
-    case = Case(precision=request.precision, is_checkpointed=request.is_checkpointed, attention=request.attention)
+    case = Case(
+        precision=request.precision,
+        is_checkpointed=request.is_checkpointed,
+        attention=request.attention,
+        has_hypernetwork=request.hypernetwork is not None,
+    )
     run = _Run(request=request, case=case)
     with run.policy, Watch(run.ledger):
         run.prepare()
@@ -46,11 +51,19 @@ class _Run:
     def __post_init__(self) -> None:
         request = self.request
         self.policy = CudaPolicy(self.ledger, self.case.half, is_fused=request.attention == "fused")
-        self.unet = build_unet(family_config(request.family, "unet"))
+        config = family_config(request.family, "unet")
+        self.hypernetwork: nn.Module | None = None
+        if request.hypernetwork is None:
+            self.unet = build_unet(config)
+        else:
+            self.unet, self.hypernetwork = build_with_hypernetwork(config, request.hypernetwork)
         self.text_encoders = [
             build_text_encoder(family_config(request.family, name)) for name in TEXT_ENCODERS[request.family]
         ]
         set_up(self.unet, self.case)
+        if self.hypernetwork is not None:
+            nn.Module.to(self.hypernetwork, self.case.weights)
+            nn.Module.to(self.unet, self.case.half or torch.float32)
         for encoder in self.text_encoders:
             nn.Module.to(encoder, self.case.weights)
             if request.is_checkpointed:
@@ -59,12 +72,14 @@ class _Run:
 
     @property
     def trained(self) -> list[nn.Parameter]:
+        if self.hypernetwork is not None:
+            return [*self.hypernetwork.parameters()]
         modules = [self.unet, *(self.text_encoders if self.request.trains_text_encoder else [])]
         return [parameter for module in modules for parameter in module.parameters()]
 
     def prepare(self) -> None:
         request = self.request
-        for parameter in self.trained:
+        for parameter in (*self.unet.parameters(), *self.trained):
             self.ledger.see(parameter)
         frozen: Iterable[nn.Module] = () if request.trains_text_encoder else self.text_encoders
         bytes_each = 4 if request.precision == "single" else 2

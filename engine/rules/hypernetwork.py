@@ -40,4 +40,18 @@ def hypernetwork_reader(settings: Settings) -> Iterator[Finding]:
         yield Finding(setting="save_model_as", message=message, fix=fix, values=set_to(save_model_as="ckpt"))
 
 
-RULES = (hypernetwork_alone, hypernetwork_format, hypernetwork_reader)
+@rule(
+    "hypernetwork-xformers", "info",
+    why="sd-scripts can't train one with diffusers_xformers; here it works on what keys and values are made from.",
+    source="sd-scripts docs/fine_tune_README_ja.md, diffusers_xformers; engine/models/hypernetwork.py",
+)  # fmt: skip
+def hypernetwork_xformers(settings: Settings) -> Iterator[Finding]:
+    """A hypernetwork is trained with attention by xformers, as diffusers_xformers says."""
+    if settings.training.train_hypernetwork and settings.memory.xformers:
+        message = "xformers with train_hypernetwork: it works here, sd-scripts refuses diffusers_xformers for it"
+        fix = "keep it, or set sdpa=true, which both can do"
+        values = (*to_default("xformers"), *set_to(sdpa=True))
+        yield Finding(setting="xformers", message=message, fix=fix, values=values)
+
+
+RULES = (hypernetwork_alone, hypernetwork_format, hypernetwork_reader, hypernetwork_xformers)

@@ -10,8 +10,11 @@ from engine.gauge import MemoryGauge, expected_of
 from engine.memory.calibration import Calibrator, Expected, load_calibration, save_calibration
 from engine.memory.fit import ways_to_fit
 from engine.memory.forecast import PARTS, forecast
+from engine.memory.hypernetwork import shapes_of
 from engine.memory.request import Request, request_for
 from engine.memory.verdict import GIB, verdict
+from engine.models.hypernetwork import Hypernetwork, HypernetworkToSave
+from engine.models.hypernetwork_file import Structure
 from engine.settings import Settings
 
 CLASSIC = {
@@ -132,6 +135,54 @@ def test_a_card_is_named_on_the_command_line(capsys):
     assert main(["memory", "--family", "sd1", "--gpu_memory_gib=0"]) == 2
 
 
+def test_a_hypernetwork_takes_its_own_gradients_and_state_alone():
+    """The UNet stays as it is, in the format of the computation; what passes back through it is still kept."""
+    usual, whole = request(hypernetwork=Structure(), optimizer="AdamW"), request(optimizer="AdamW")
+    found = forecast(usual)
+    elements = shapes_of(Structure(), (320, 640, 768, 1280)).elements
+
+    assert found.by_part["weights"] == pytest.approx(4 * elements, rel=0.01)
+    assert found.by_part["optimizer"] == pytest.approx(8 * elements, rel=0.01)
+    assert found.by_part["frozen"] - forecast(whole).by_part["frozen"] == pytest.approx(2 * 859_520_964, rel=0.01)
+    assert found.by_part["activations"] > 0
+    assert found.total_bytes < 0.4 * forecast(whole).total_bytes
+    # The plain pass keeps activations of the same order as training the UNet does.
+    plain = [forecast(request(hypernetwork=each, batch=4, is_checkpointed=False)) for each in (None, Structure())]
+    assert 0.3 < plain[1].by_part["activations"] / plain[0].by_part["activations"] < 1.1
+
+
+def test_a_deeper_hypernetwork_takes_more_and_one_of_fewer_widths_less():
+    """Weights by its own shapes, activations by what each of its layers keeps."""
+    deep = Structure(layers=(1.0, 4.0, 4.0, 1.0), activation="relu", layer_norm=True)
+    plain = {"batch": 4, "is_checkpointed": False}
+    usual, deeper, fewer = (
+        forecast(request(**plain, hypernetwork=structure, hypernetwork_widths=widths))
+        for structure, widths in ((Structure(), ()), (deep, ()), (Structure(), (768,)))
+    )
+
+    for part in ("weights", "activations"):
+        assert fewer.by_part[part] < usual.by_part[part] < deeper.by_part[part]
+
+
+def test_settings_of_a_hypernetwork_make_its_request(tmp_path):
+    """Its structure from the settings, or from the file that training goes on with."""
+    settings = Settings().replace(train_hypernetwork=True, hypernetwork_layer_structure=(1, 3, 1))
+    file = tmp_path / "h.safetensors"
+    network = Hypernetwork.new(Structure(layers=(1.0, 4.0, 1.0)), (320,), seed=1)
+    HypernetworkToSave(network=network, base="b").save(
+        file, "safetensors", save_precision=None, metadata={}, counts=(0, 0)
+    )
+
+    asked = request_for(settings, "sd1")
+    loaded = request_for(settings.replace(hypernetwork_weights=str(file)), "sd1")
+    drawn = request_for(Settings().replace(hypernetworks=(f"{file}:0.5",)), "sd1")
+
+    assert (asked.hypernetwork.layers, asked.hypernetwork_widths) == ((1, 3, 1), ())
+    assert (loaded.hypernetwork.layers, loaded.hypernetwork_widths) == ((1, 4, 1), (320,))
+    assert drawn.drawn_elements == sum(parameter.numel() for parameter in network.parameters())
+    assert asked.case == "single plain fused hypernetwork"
+
+
 class SimulatedCard:
     """A card on which activations take so many times what was forecast."""
 
@@ -195,17 +246,19 @@ def test_a_calibration_changes_the_forecast(tmp_path):
 
 
 def test_a_run_measures_the_largest_bucket_by_its_events(tmp_path):
-    """Never its first step, never a smaller bucket, and only once; a figure far off becomes a warning's words."""
+    """Never its first step, a smaller bucket or a short batch, and only once; far off, it becomes a warning's words."""
     kept = []
     gauge = MemoryGauge(
         SimulatedCard(5000),
         Expected(key="k", still=1000, moving=1000, context=500),
         largest=(512, 512),
+        images=2,
         save=lambda key, found: kept.append((key, found)),
     )
-    for step, bucket in enumerate([(512, 512), (448, 512), (512, 512), (512, 512)], 1):
-        gauge.emit(step_event(step, bucket))
-        assert len(kept) == (step >= 3)
+    sizes = [(512, 512), (448, 512), (512, 512), (512, 512), (512, 512)]
+    for step, (bucket, images) in enumerate(zip(sizes, (2, 2, 1, 2, 2), strict=True), 1):
+        gauge.emit(step_event(step, bucket, images))
+        assert len(kept) == (step >= 4)
 
     assert kept[0][0] == "k"
     assert "attention" in gauge.advice
@@ -220,6 +273,6 @@ def test_what_is_compared_is_the_whole_forecast():
     assert expected.still + expected.moving == memory.allocated_bytes
 
 
-def step_event(step, bucket):
+def step_event(step, bucket, images):
     numbers = {"loss": 1.0, "learning_rate": 1e-6, "grad_norm": 1.0, "seconds": 1.0, "wait_seconds": 0.0}
-    return Step(step=step, images=1, bucket=bucket, peak_memory_bytes=0, epoch=1, **numbers)
+    return Step(step=step, images=images, bucket=bucket, peak_memory_bytes=0, epoch=1, **numbers)

@@ -22,8 +22,9 @@ from engine.memory.request import Request
 from engine.memory.table import config_hash, family_table, shipped_table
 from engine.memory_trace.check import compare_with_cpu
 from engine.memory_trace.optimizers import measure_optimizer
-from engine.memory_trace.step import Case, Point, build_unet, trace_unet
-from engine.memory_trace.table import CASES
+from engine.memory_trace.step import Case, Point, build_unet, build_with_hypernetwork, trace_unet
+from engine.memory_trace.table import CASES, HYPERNETWORK_CASES
+from engine.models.hypernetwork_file import Structure
 from engine.models.source import open_source
 from engine.resources import family_config
 from engine.setting_types import OptimizerName
@@ -76,7 +77,7 @@ def test_sliced_attention_equals_real_allocations():
     assert traced == pytest.approx(real, rel=1e-3)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *HYPERNETWORK_CASES], ids=lambda case: case.name)
 def test_the_starter_projects_unet_is_in_the_shipped_table(tmp_path, monkeypatch, case):
     """As `check` takes it from the model's files, in every precision, checkpointing and attention."""
     monkeypatch.setattr(own_table, "traced", None)
@@ -122,6 +123,39 @@ def test_an_unknown_unet_is_traced_once(tmp_path):
     )  # fmt: skip
     assert forecast(request).by_part["weights"] < 40 * MIB
     assert forecast(replace(request, sample_size=(256, 256))).phases["sample"] > 0
+
+
+def test_a_rare_case_of_a_known_unet_is_not_guessed(tmp_path, monkeypatch):
+    """Where tracing takes too long there is no answer; elsewhere the family's own config is traced."""
+    case = "mixed plain math hypernetwork"
+    with pytest.raises(KeyError):
+        known_table(None, "sd1", case, cache_dir=tmp_path)
+
+    asked = []
+    raw = shipped_table()["families"]["sd1"]
+    monkeypatch.setattr(own_table, "traced", lambda config, name: asked.append((config, name)) or raw)
+    table_for(None, "sd1", case, cache_dir=tmp_path)
+    assert asked == [(family_config("sd1", "unet"), case)]
+
+
+def test_a_hypernetwork_takes_what_real_allocations_do():
+    """A traced step of the usual one against its planes; other structures by what their layers keep."""
+    point = Point(batch=2, height=40, width=48)
+    rich = Structure(layers=(1.0, 2.0, 2.0, 1.0), activation="relu", layer_norm=True)
+    usual = Request(
+        family="sd1", size=(384, 320), batch=2, chunks=1, precision="mixed", is_checkpointed=False, attention="fused",
+        optimizer="AdamW", encodes=False, hypernetwork=Structure(),
+    )  # fmt: skip
+    for structure, tolerance in ((Structure(), 1e-3), (rich, 1e-2)):
+        unet, network = build_with_hypernetwork(family_config("sd1", "unet"), structure)
+        case = Case(precision="mixed", is_checkpointed=False, attention="fused", has_hypernetwork=True)
+        moments = trace_unet(unet, case, point, hypernetwork=network).moments
+
+        found = forecast(replace(usual, hypernetwork=structure))
+
+        traced = max(sum(moment.held) for moment in moments)
+        still = sum(found.by_part[part] for part in ("weights", "optimizer", "frozen"))
+        assert found.allocated_bytes - still == pytest.approx(traced, rel=tolerance)
 
 
 def test_the_allocator_splits_and_merges():

@@ -293,6 +293,9 @@ CASES = {
     "hypernetwork-alone": [({**HYPER, "train_text_encoder": True}, "train_text_encoder", HYPER)],
     "hypernetwork-format": [({**HYPER, "save_model_as": "diffusers"}, "save_model_as", HYPER)],
     "hypernetwork-reader": [({"train_hypernetwork": True}, "save_model_as", HYPER)],
+    "hypernetwork-xformers": [
+        ({**HYPER, "xformers": True, "mixed_precision": "fp16"}, "xformers", {**HYPER, "sdpa": True}),
+    ],
     "idle-option": [
         *(({name: value}, name, {name: value, **beside}) for name, (value, beside) in IDLE.items()),
         (
