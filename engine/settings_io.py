@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from engine.errors import EngineError, Problem, ProblemsError, safe_text
+from engine.paths import written_path
 from engine.setting_types import PathKind, split_strength
 from engine.settings import SECTION_OF, SECTIONS, Settings
 from engine.toml import edit_toml, nearest, read_toml
@@ -187,7 +188,11 @@ def _check(given: Given) -> tuple[Any, list[Problem]]:
         value = _adapter(given.name).validate_python(given.value, strict=None if given.is_text else True)
     except ValidationError as error:
         return None, [_as_problem(given, error)]
-    return _resolve_path(given, value), []
+    try:
+        return _resolve_path(given, value), []
+    except EngineError as error:
+        problem = Problem(code="bad-value", severity="error", where=given.place, message=f"{given.name} = {error}")
+        return None, [problem]
 
 
 def _as_problem(given: Given, error: ValidationError) -> Problem:
@@ -231,7 +236,7 @@ def _resolve_path(given: Given, value: Any) -> Any:
         return tuple(_rewritten(text, lambda path: _resolve_path(given, path)) for text in value)
     if kind is None or not isinstance(value, str) or not value:
         return value
-    path = Path(value).expanduser()
+    path = written_path(value)
     candidate = path if path.is_absolute() else given.folder / path
     # A model or state may be named by a hub id such as org/name, which is no path.
     if kind in ("model", "state") and not path.is_absolute() and not value.startswith(".") and not candidate.exists():

@@ -17,6 +17,7 @@ from textual.screen import Screen
 from textual.worker import get_current_worker
 
 from engine.errors import EngineError
+from engine.paths import written_path
 from engine.run import RunFolder
 from sdtui import guard, recent
 from sdtui.keys import bindings
@@ -211,7 +212,10 @@ class SdtuiApp(App[str]):
 
     def open_typed(self, path: str) -> None:
         """Open the wizard on a path as somebody typed it."""
-        self.open_wizard(Path(path).expanduser())
+        try:
+            self.open_wizard(written_path(path))
+        except EngineError as error:
+            self.say(str(error), "error")
 
     def open_demo(self) -> None:
         """Write the starter project to ./sdtui-demo, unless it is there, and open it."""

@@ -12,6 +12,7 @@ import tomlkit
 
 from engine.dataset.keys import PART_SETTINGS, SUBSET_SETTINGS, check_keys, read_dataset_file
 from engine.errors import EngineError, ProblemsError, safe_text
+from engine.paths import written_path
 from engine.settings import DatasetSettings
 from engine.toml import parse_toml
 from sdtui.recent import write_private
@@ -39,7 +40,7 @@ def add_source(draft: DraftFiles, path: Path) -> Changes:
     Raises:
         EngineError: The path is none of these.
     """
-    path = path.expanduser().absolute()
+    path = written_path(str(path)).absolute()
     dataset = draft.settings.dataset
     kind = _kind(path)
     if kind == "config":
@@ -190,7 +191,7 @@ def _make_absolute(document: tomlkit.TOMLDocument, folder: Path) -> None:
         for subset in part["subsets"]:
             for key in ("image_dir", "metadata_file"):
                 if key in subset:
-                    subset[key] = str(folder / Path(str(subset[key])).expanduser())
+                    subset[key] = str(folder / written_path(str(subset[key])))
 
 
 def _subset_at(document: tomlkit.TOMLDocument, number: int) -> tuple[Any, int]:

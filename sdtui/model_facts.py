@@ -9,6 +9,7 @@ from engine.errors import EngineError, safe_text
 from engine.models.hub import is_hub_id
 from engine.models.inspect import ModelInfo, describe
 from engine.models.source import open_source, with_vae
+from engine.paths import written_path
 from sdtui.known_models import cached_folder
 from sdtui.widgets.fact_lines import Line
 
@@ -47,8 +48,16 @@ def look_at(name: str, vae: str | None = None) -> Look:
 
 def _local(name: str) -> Path | None:
     """Return where a model lies; None for a hub id that is not on this machine."""
-    path = Path(name).expanduser()
+    path = written_path(name)
     return cached_folder(name) if is_hub_id(name) and not path.exists() else path
+
+
+def is_there(name: str) -> bool:
+    """Tell whether a name is that of a file or folder on this machine."""
+    try:
+        return written_path(name).exists()
+    except (EngineError, OSError):
+        return False
 
 
 def is_unsaid(look: Look, v_parameterization: bool | None) -> bool:

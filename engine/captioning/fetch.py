@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from engine.errors import EngineError, safe_text
 from engine.models.hub import download_files, is_hub_id
+from engine.paths import written_path
 
 
 def find_files(source: str, wanted: Sequence[Sequence[str]], optional: Sequence[str] = ()) -> Path:
@@ -18,7 +19,7 @@ def find_files(source: str, wanted: Sequence[Sequence[str]], optional: Sequence[
     Raises:
         EngineError: There is no such folder, or the hub can't be reached; the message says how to place the files.
     """
-    path = Path(source).expanduser()
+    path = written_path(source)
     if path.exists():
         return path if path.is_dir() else path.parent
     repo, inner = _split(source)

@@ -19,7 +19,8 @@ from engine.dataset.keys import (
     dataset_json_schema,
     read_dataset_file,
 )
-from engine.errors import Problem, ProblemsError, Severity, safe_text
+from engine.errors import EngineError, Problem, ProblemsError, Severity, safe_text
+from engine.paths import written_path
 from engine.setting_types import Interpolation
 from engine.toml import TomlFile
 
@@ -264,7 +265,11 @@ def _path(level: _Level, key: str, problems: list[Problem]) -> Path | None:
     given = level.value(key)
     if not given:
         return None
-    path = Path(given).expanduser()
+    try:
+        path = written_path(str(given))
+    except EngineError as error:
+        problems.append(_problem("bad-value", "error", level.place(key), f"{level.name(key)} = {error}", ""))
+        return None
     if level.file is not None:
         path = level.file.path.resolve().parent / path
     is_folder = key != "metadata_file"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import EngineError, safe_text
+from engine.paths import written_path
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -38,7 +39,7 @@ def find_model(source: str, progress: Progress | None = None, *, is_vae: bool = 
     Raises:
         EngineError: It is neither, or can't be fetched; the message says how to place the files by hand.
     """
-    path = Path(source).expanduser()
+    path = written_path(source)
     if source and path.exists():
         return path
     if not is_hub_id(source):

@@ -26,6 +26,7 @@ from sdtui.format import count, fit
 from sdtui.keys import bindings
 from sdtui.messages import DraftChanged, PlanChanged, PlanFailed, Say
 from sdtui.pages import WizardPage
+from sdtui.widgets.field import Field
 from sdtui.widgets.histogram import Bar, Histogram, bar_of
 from sdtui.widgets.picture_pane import PicturePane
 from sdtui.widgets.row_list import Cell, RowList
@@ -78,7 +79,7 @@ class BucketsPage(WizardPage):
             shape.border_title = "Settings"
             shape.border_subtitle = "\u2190 \u2192 change"
             yield ShapeList(name="shape", origin=self._origin)
-            yield Input(id="typed", select_on_focus=True)
+            yield Field(id="typed", select_on_focus=True)
         with Vertical(classes="pane", id="effect-pane") as effect:
             effect.border_title = "Effect"
             yield Static("", markup=False, id="effect")

@@ -20,6 +20,7 @@ from engine.setting_types import CaptionerName
 from sdtui.captioning_work import Bench, Choices, Outcome
 from sdtui.format import count, fit
 from sdtui.keys import bindings
+from sdtui.widgets.field import Field
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.picture import Picture
 from sdtui.widgets.row_list import Cell, RowList
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from engine.captioning.texts import Mode
 
 PREVIEWED = 4
+EDITED = 20_000  # Characters; an input of millions stops the screen for seconds.
 _MODES: "tuple[Mode, ...]" = ("replace", "append", "prepend", "skip")
 _ASKS = {
     "edit": "the picture's text; enter writes it, esc leaves it",
@@ -95,7 +97,7 @@ class CaptioningScreen(Screen[bool]):
                 yield Picture(picture_mode(self.app.terminal))  # type: ignore[attr-defined]
                 yield Static("", markup=False, id="text")
                 yield Static("", markup=False, id="said")
-        yield Input(id="ask")
+        yield Field(id="ask")
         yield StatusLine()
         yield KeyFooter()
         yield TooSmall()
@@ -273,8 +275,11 @@ class CaptioningScreen(Screen[bool]):
 
     def action_edit(self) -> None:
         """Edit the text of the picture under the cursor."""
-        if self.key:
-            self._ask("edit", self._texts.get(self.key) or "")
+        text = self._texts.get(self.key or "") or ""
+        if len(text) > EDITED:
+            self._say(f"{count(len(text))} characters are too many for this field: edit the file itself", "warning")
+        elif self.key:
+            self._ask("edit", text)
 
     @on(RowList.Chosen)
     def _chosen_row(self) -> None:

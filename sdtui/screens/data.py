@@ -29,6 +29,7 @@ from sdtui.keys import bindings
 from sdtui.messages import CancelPlan, DraftChanged, MakePlan, PlanChanged, PlanFailed, PlanProgress, Say
 from sdtui.pages import WizardPage
 from sdtui.widgets.data_side import DataSide
+from sdtui.widgets.field import Field
 from sdtui.widgets.picture_pane import PicturePane
 from sdtui.widgets.row_list import Cell, RowList
 from sdtui.widgets.source_line import SourceLine
@@ -91,7 +92,7 @@ class DataPage(CaptioningEntry, WizardPage):
             with Vertical(classes="pane", id="pictures-pane"):
                 columns = [Column(title=" picture"), Column(title="size", width=9), Column(title="tok", width=4)]
                 yield VirtualTable(columns, self._values, name="pictures", empty=" no picture")
-                yield Input(placeholder="text of the name or the caption; enter keeps, esc ends", id="filter")
+                yield Field(placeholder="text of the name or the caption; enter keeps, esc ends", id="filter")
         yield PicturePane(picture_mode(self.app.terminal), name="picture-pane")  # type: ignore[attr-defined]
         yield DataSide(name="side")
 
@@ -233,10 +234,11 @@ class DataPage(CaptioningEntry, WizardPage):
 
     def _show_rows(self, rows_N: Rows) -> None:
         self._rows_N = rows_N
-        self.query_one(VirtualTable).show_rows(len(rows_N) + len(self._files))
+        shown = len(rows_N) + len(self._files)
+        self.query_one(VirtualTable).show_rows(shown)
         title = self.group.title if self.group else "all pictures"
         held = f' with "{safe_text(self._filter, limit=20)}"' if self._filter else ""
-        self.query_one("#pictures-pane").border_title = Content(f"{count(len(rows_N))} {title}{held}"[:60])
+        self.query_one("#pictures-pane").border_title = Content(f"{count(shown)} {title}{held}"[:60])
         self._draw_picture()
 
     def _values(self, index: int) -> list[Cell]:

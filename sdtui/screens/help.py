@@ -12,6 +12,7 @@ from textual.widgets import Input
 
 from sdtui.format import fit
 from sdtui.keys import KEYS, SCOPES, Key, bindings
+from sdtui.widgets.field import Field
 from sdtui.widgets.row_list import Cell, RowList
 
 
@@ -35,7 +36,7 @@ class HelpScreen(ModalScreen[None]):
         with Vertical(classes="dialog pane", id="help-dialog") as pane:
             pane.border_title = Content("Keys")
             pane.border_subtitle = Content("letters act while no input has the focus; esc leaves an input")
-            yield Input(placeholder="type to search", id="help-search", compact=True)
+            yield Field(placeholder="type to search", id="help-search", compact=True)
             yield RowList(self._row, name="help-keys")
 
     def on_mount(self) -> None:

@@ -21,6 +21,7 @@ from sdtui.keys import bindings, keys_of
 from sdtui.messages import OpenRun
 from sdtui.summary import RunSummary, summaries
 from sdtui.terminal import Terminal
+from sdtui.widgets.field import Field
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.row_list import Cell, RowList
 from sdtui.widgets.status_line import StatusLine
@@ -79,7 +80,7 @@ class HomeScreen(Screen[None]):
             pane.border_title = "Recent runs"
             yield Static("", markup=False, id="heading", classes="heading")
             yield RowList(self._run_row, name="runs", empty="no run yet: n starts one, d opens the demo")
-            yield Input(placeholder="show runs that hold this text", id="filter", compact=True)
+            yield Field(placeholder="show runs that hold this text", id="filter", compact=True)
         yield StatusLine()
         yield KeyFooter()
         yield TooSmall()

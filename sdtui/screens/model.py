@@ -27,7 +27,7 @@ from sdtui.forms import ROWS
 from sdtui.keys import bindings
 from sdtui.known_models import KnownModel, known_models, ranked
 from sdtui.messages import DraftChanged, Say
-from sdtui.model_facts import Look, is_unsaid, lines_of, look_at
+from sdtui.model_facts import Look, is_there, is_unsaid, lines_of, look_at
 from sdtui.model_probe import PredictionProbe
 from sdtui.widgets.fact_lines import FactLines, Line
 from sdtui.widgets.path_input import PathInput
@@ -214,7 +214,7 @@ class ModelPage(PredictionProbe):
         if not text:
             self._list.focus()
             return
-        is_literal = is_hub_id(text) or text.startswith(("/", ".", "~")) or Path(text).expanduser().exists()
+        is_literal = is_hub_id(text) or text.startswith(("/", ".", "~")) or is_there(text)
         first = next((row.name for row in self._rows if isinstance(row, KnownModel)), "")
         self._choose(text if is_literal or not first else first)
 

@@ -25,6 +25,7 @@ from sdtui.pages import WizardPage
 from sdtui.presets import PRESETS
 from sdtui.screens.choice import Choice, ChoiceDialog
 from sdtui.screens.fit_dialog import FitDialog
+from sdtui.widgets.field import Field
 from sdtui.widgets.row_list import Cell, RowList
 from sdtui.widgets.setting_table import SettingTable
 
@@ -54,7 +55,7 @@ class OptionsPage(WizardPage):
             yield RowList(self._group_row, name="groups")
             yield Static("* you  p preset\nf file a wizard", markup=False, classes="legend")
         with Vertical(classes="pane", id="table-pane"):
-            yield Input(placeholder="words of the name or the help; enter keeps, esc ends", id="search", compact=True)
+            yield Field(placeholder="words of the name or the help; enter keeps, esc ends", id="search", compact=True)
             yield SettingTable(self.draft, name="settings")
         with Vertical(classes="pane", id="help-pane"):
             yield Static("", markup=False, id="help")

@@ -16,8 +16,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from engine.errors import EngineError, safe_text
+from engine.paths import written_path
 from sdtui.format import fit, plural
 from sdtui.keys import bindings
+from sdtui.widgets.field import Field
 from sdtui.widgets.row_list import Cell, RowList
 
 PROMPT_LIMIT = 4000
@@ -43,7 +45,7 @@ def prompts_of_run(folder: Path) -> list[str]:
         raise EngineError(f"run.toml can't be read ({safe_text(str(error))})") from error
     if name is not None and not isinstance(name, str):
         raise EngineError(f"run.toml: sample_prompts = {safe_text(str(name))} is no path")
-    return [prompt_line(prompt) for prompt in read_prompts(folder / Path(name).expanduser())] if name else []
+    return [prompt_line(prompt) for prompt in read_prompts(folder / written_path(name))] if name else []
 
 
 class PromptDialog(ModalScreen[str | None]):
@@ -69,7 +71,7 @@ class PromptDialog(ModalScreen[str | None]):
         with Vertical(classes="dialog pane") as pane:
             pane.border_title = Content("Sample now")
             yield Static(Content(ABOUT))
-            yield Input(max_length=PROMPT_LIMIT, placeholder="all prompts of the run", id="prompt")
+            yield Field(max_length=PROMPT_LIMIT, placeholder="all prompts of the run", id="prompt")
             yield Static("", markup=False, id="fault")
             yield RowList(self._row, name="known-prompts", empty=" reading the run's prompts ...")
             yield Static("enter draw   tab list   esc close", markup=False, classes="hint")

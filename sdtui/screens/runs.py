@@ -28,6 +28,7 @@ from sdtui.screens.choice import Choice, ChoiceDialog
 from sdtui.screens.train import picture_mode
 from sdtui.screens.train_dialogs import TextDialog
 from sdtui.summary import RunSummary, summaries
+from sdtui.widgets.field import Field
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.plot import Plot
 from sdtui.widgets.row_list import Cell, RowList
@@ -111,7 +112,7 @@ class RunsScreen(Screen[None]):
             with Vertical(classes="pane", id="runs-pane") as runs:
                 runs.border_title = "Runs"
                 yield VirtualTable(COLUMNS, self._run_row, name="run-rows", empty="no run in this folder")
-                yield Input(placeholder="show runs that hold this text", id="run-filter", compact=True)
+                yield Field(placeholder="show runs that hold this text", id="run-filter", compact=True)
             with Vertical(classes="pane", id="overlay"):
                 yield Plot(name="plot", is_ascii=self._app.terminal.use_ascii)
             with Vertical(classes="pane", id="differences"):

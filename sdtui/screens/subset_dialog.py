@@ -22,6 +22,7 @@ from sdtui.draft import Draft
 from sdtui.format import fit
 from sdtui.forms import ROWS, Row
 from sdtui.keys import bindings
+from sdtui.widgets.field import Field
 from sdtui.widgets.row_list import Cell, RowList
 
 Apply = Callable[[Callable[[], Changes], str], object]
@@ -54,7 +55,7 @@ class SubsetDialog(ModalScreen[None]):
             path = self._subset.metadata_file or self._subset.image_dir
             pane.border_title = Content(recent.shown_path(path))
             yield RowList(self._row, name="options")
-            yield Input(id="option-value")
+            yield Field(id="option-value")
             yield Static("", markup=False, id="option-help")
             yield Static("enter change   r back to default   esc done", markup=False, classes="hint")
 

@@ -19,6 +19,7 @@ from engine.events import Sampled
 from sdtui.format import fit
 from sdtui.keys import bindings
 from sdtui.screens.choice import Choice, ChoiceDialog
+from sdtui.widgets.field import Field
 from sdtui.widgets.gallery import sample_path
 from sdtui.widgets.picture import Picture
 from sdtui.widgets.row_list import Cell, RowList
@@ -61,7 +62,7 @@ class TextDialog(ModalScreen[str | None]):
         with Vertical(classes="dialog pane") as pane:
             pane.border_title = Content(self._title)
             yield Static(Content(self._text), classes="dialog-text")
-            yield Input(self._value, type="integer" if self._is_number else "text", max_length=200)
+            yield Field(self._value, type="integer" if self._is_number else "text", max_length=200)
             yield Static(Content("enter take   esc close"), classes="hint")
 
     @on(Input.Submitted)

@@ -13,6 +13,7 @@ from engine.display import describe
 from engine.errors import safe_text
 from engine.events import Event, Sampled, Started, Validated
 from sdtui.format import fit
+from sdtui.widgets.field import Field
 from sdtui.widgets.row_list import Cell, RowList
 
 MARKS = {
@@ -70,7 +71,7 @@ class EventLog(Vertical):
     def compose(self) -> ComposeResult:
         """Lay out the log."""
         yield RowList(self._row, name="event-rows", empty="nothing yet")
-        yield Input(placeholder="show events that hold this text", id="event-filter", compact=True)
+        yield Field(placeholder="show events that hold this text", id="event-filter", compact=True)
 
     def on_mount(self) -> None:
         """Hide the filter until it is asked for."""

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from textual import on, work
@@ -10,6 +9,10 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.suggester import Suggester
 from textual.widgets import Input
+
+from engine.errors import EngineError
+from engine.paths import written_path
+from sdtui.widgets.field import Field
 
 Accepts = Literal["any", "folder", "toml", "model"]
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -20,14 +23,14 @@ def complete(text: str, accepts: Accepts = "any") -> list[str]:
     """Return the paths that continue `text`, folders with a slash at the end; at most `LIMIT` names are looked at."""
     head, _, start = text.rpartition("/")
     prefix = f"{head}/" if "/" in text else ""
-    folder = Path(prefix or ".").expanduser()
     names = []
     try:
+        folder = written_path(prefix or ".")
         with os.scandir(folder) as entries:
             for _count, entry in zip(range(LIMIT), entries, strict=False):
                 if entry.name.startswith(start) and (start or not entry.name.startswith(".")):
                     names += _accepted(entry, accepts)
-    except (OSError, ValueError):  # A null character is a ValueError.
+    except (OSError, EngineError):
         return []
     return [prefix + name for name in sorted(names)]
 
@@ -65,7 +68,7 @@ class _PathSuggester(Suggester):
         return found[0] if value and found else None
 
 
-class PathInput(Input):
+class PathInput(Field):
     """One line for a path. Tab takes what all continuations share; posts `Candidates` for a list beside it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", "Complete", show=False)]

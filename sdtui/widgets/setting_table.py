@@ -15,13 +15,14 @@ from sdtui import format as fmt
 from sdtui.draft import Draft
 from sdtui.format import SEVERITY_MARKS, fit
 from sdtui.forms import Row
+from sdtui.widgets.field import Field
 from sdtui.widgets.row_list import Cell, RowList
 
 MARKS = {"default": " ", "auto": "a", "file": "f", "preset": "p", "you": "*"}
 _STYLES: Mapping[str, str] = {"error": "bad", "warning": "warn", "info": "dim"}
 
 
-class ValueInput(Input):
+class ValueInput(Field):
     """The field in which a value is typed."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

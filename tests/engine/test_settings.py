@@ -78,6 +78,14 @@ def test_set_without_equals_is_refused(tmp_path):
         load_run(write(tmp_path, ""), ["learning_rate"])
 
 
+@pytest.mark.parametrize("path", ["a\\u0000b", "~nobody-of-that-name/x", "a" * 300, "a/" * 3000])
+@pytest.mark.parametrize("name", ["pretrained_model_name_or_path", "output_dir"])
+def test_a_path_that_no_file_can_have_is_a_problem(tmp_path, name, path):
+    """A sentence with key and place, and no traceback."""
+    with pytest.raises(ProblemsError, match=rf"run.toml:1: {name} = .*(character|user|longer)"):
+        load_run(write(tmp_path, f'{name} = "{path}"\n'))
+
+
 def test_relative_paths_count_from_the_file(tmp_path):
     """A folder with its run.toml can be moved; a hub id stays what it is."""
     (tmp_path / "model").mkdir()

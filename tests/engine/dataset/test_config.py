@@ -149,6 +149,10 @@ def test_such_keys_are_accepted_where_they_change_nothing(tmp_path: Path) -> Non
         ("[[datasets]]\n", "no [[datasets.subsets]] is given"),
         ("[[datasets]]\nsubsets = []\n", "no [[datasets.subsets]] is given"),
         ("[[datasets]]\n[[datasets.subsets]]\n", "no pictures are named"),
+        (
+            '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a\\u0000b"\n',
+            "image_dir = a\\x00b: holds a character that no file name can hold",
+        ),
         ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "nowhere"\n', "image_dir = nowhere: there is no such folder"),
         ("general = 3\n" + SUBSET, "general = 3"),
         ("datasets = 3\n", "datasets = 3"),
