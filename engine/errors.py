@@ -12,10 +12,15 @@ Severity = Literal["error", "warning", "info"]
 Values = tuple[tuple[str, object], ...]
 """Settings and what to set them to, None for the default."""
 
-# Marks that reorder or hide text on a terminal: bidi controls, zero-width characters, separators, BOM.
+# What reorders or hides text on a terminal: bidi controls, zero-width and blank letters, separators, BOM.
 _HIDDEN = frozenset(
     [
+        0x00AD,
         0x061C,
+        0x115F,
+        0x1160,
+        0x3164,
+        0xFFA0,
         0x180E,
         0xFEFF,
         *range(0x200B, 0x2010),
