@@ -47,6 +47,7 @@ SCOPES = {
     "dialog": "Dialogs",
     "fit": "Ways to fit the card",
     "shape": "Wizard: Buckets, settings",
+    "setting": "Wizard: Model, settings",
     "list": "Lists",
 }
 
@@ -154,7 +155,6 @@ KEYS: tuple[Key, ...] = (
         ("right,l", "step(1)", "More", "Take the value after."),
     ], hidden=True),
     *_keys("options", [
-        ("enter,e", "edit", "Edit", "Edit the selected setting; Space turns a switch."),
         ("slash", "search", "Search", "Search all settings by name and help."),
         ("f", "fix", "Fix", "Fix the selected setting's or listed problem, else the first one that can be fixed."),
         ("r", "reset", "Reset", "Take the selected setting back to its default."),
@@ -162,6 +162,7 @@ KEYS: tuple[Key, ...] = (
         ("P", "presets", "Presets", "Apply a set of values: 12 GB, 16 GB, 24 GB, quality, quick test."),
     ]),
     *_keys("options", [
+        ("e", "edit", "Edit", "Edit the selected setting."),
         ("space", "switch", "Switch", "Turn a switch, or take the next choice."),
         ("R", "reset_group", "Reset group", "Take every setting of the group back to its default."),
         ("c", "changed_only", "Changed", "Show only the settings that differ from their default."),
@@ -257,6 +258,12 @@ KEYS: tuple[Key, ...] = (
         ("space", "draw_again", "Draw", "Draw caption and crop anew, as another epoch would."),
         ("escape,q", "close", "Back", "Close the picture."),
     ]),
+    *_keys("setting", [
+        ("enter", "select", "Edit", "Edit the selected setting; Space turns a switch."),
+    ]),
+    *_keys("setting", [
+        ("space", "toggle", "Switch", "Turn a switch, or take the next choice."),
+    ], hidden=True),
     *_keys("list", [
         ("up,k", "move(-1)", "Up", "Go one row up."),
         ("down,j", "move(1)", "Down", "Go one row down."),

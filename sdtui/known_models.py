@@ -14,7 +14,7 @@ from sdtui.widgets.path_input import MODEL_SUFFIXES
 
 Source = Literal["recent", "near", "hub cache"]
 LIMIT = 2000  # Entries looked at in one folder.
-_SKIPPED = {"state", "sample", "requests", "node_modules", "__pycache__"}
+_SKIPPED = {"state", "sample", "requests", "node_modules", "__pycache__", "metrics.bin"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from sdtui import format as fmt
 from sdtui.draft import Draft
 from sdtui.format import SEVERITY_MARKS, fit
 from sdtui.forms import Row
+from sdtui.keys import bindings
 from sdtui.widgets.field import Field
 from sdtui.widgets.row_list import Cell, RowList
 
@@ -40,6 +41,8 @@ class ValueInput(Field):
 
 class SettingTable(RowList):
     """Draws rows of settings from the draft; asks for changes by message."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("setting")]
 
     @dataclass
     class Entered(Message):
@@ -202,3 +205,7 @@ class SettingTable(RowList):
     def action_select(self) -> None:
         """Edit the value under the cursor."""
         self.edit()
+
+    def action_toggle(self) -> None:
+        """Turn a switch, or take the next choice."""
+        self.toggle()

@@ -2,10 +2,11 @@
 
 import hashlib
 import shutil
+from pathlib import Path
 
 import pytest
 
-from sdtui.known_models import KnownModel, ranked
+from sdtui.known_models import KnownModel, known_models, ranked
 from sdtui.model_facts import is_unsaid, lines_of, look_at
 from sdtui.recent import recent
 from tests.sdtui.page_support import wizard_on
@@ -141,3 +142,23 @@ def test_ranking_finds_letters_in_their_order():
     models = [KnownModel(name=name, source="near") for name in ("/a/sd-v1-5.safetensors", "/sd/v15/cat.ckpt", "/x/y")]
     assert len(ranked(models, "v15")) == 2
     assert "/x/y" not in [model.name for model in ranked(models, "v15")]
+
+
+async def test_what_is_trained_is_chosen_with_space(tmp_path, golden):
+    """The footer names the keys of the settings while they have the focus."""
+    async with wizard_on("model", tmp_path, {MODEL: golden / "tiny_sd1"}, (120, 40)) as (app, pilot, page):
+        page.show_setting("train_hypernetwork")
+        await settle(pilot)
+        assert "enter Edit" in one_line(app)
+        await press(pilot, "space")
+        assert app.screen.draft.value("train_hypernetwork") is True
+        await press(pilot, "enter")
+        assert app.screen.draft.value("train_hypernetwork") is False
+
+
+def test_what_a_run_writes_beside_its_model_is_no_model(tmp_path):
+    """Its numbers end in .bin like old weights."""
+    (tmp_path / "run").mkdir()
+    for name in ("metrics.bin", "last.safetensors"):
+        (tmp_path / "run" / name).touch()
+    assert [Path(model.name).name for model in known_models([tmp_path])] == ["last.safetensors"]
