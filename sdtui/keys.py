@@ -262,7 +262,7 @@ KEYS: tuple[Key, ...] = (
         ("enter", "select", "Edit", "Edit the selected setting; Space turns a switch."),
     ]),
     *_keys("setting", [
-        ("space", "toggle", "Switch", "Turn a switch, or take the next choice."),
+        ("space", "turn", "Switch", "Turn a switch, or take the next choice."),
     ], hidden=True),
     *_keys("list", [
         ("up,k", "move(-1)", "Up", "Go one row up."),

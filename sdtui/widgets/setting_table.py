@@ -206,6 +206,6 @@ class SettingTable(RowList):
         """Edit the value under the cursor."""
         self.edit()
 
-    def action_toggle(self) -> None:
+    def action_turn(self) -> None:
         """Turn a switch, or take the next choice."""
         self.toggle()
