@@ -3,33 +3,20 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError
-from engine.setting_types import CaptionerName
+from sdtui.captioning_options import Choices
 
 if TYPE_CHECKING:
     from engine.captioning.base import Captioner
+    from engine.captioning.metadata import TextField
     from engine.captioning.run import Result, Summary
-    from engine.captioning.texts import FolderTexts, Mode
+    from engine.captioning.texts import FolderTexts, MetadataTexts
 
 _TOLD_SECONDS = 0.1  # Between two drawings of what was captioned.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
-    """What the user has chosen; `model` is a folder or hub id, "" for the captioner's usual one."""
-
-    captioner: CaptionerName = "wd14"
-    model: str = ""
-    mode: "Mode" = "replace"
-
-    @property
-    def extension(self) -> str:
-        """The kind of file that the captioner writes."""
-        return ".caption" if self.captioner == "blip" else ".txt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +44,19 @@ class Bench:
         """Return the picture's file."""
         return self.folder / key
 
-    def _texts(self, choices: Choices) -> "FolderTexts":
+    def _pictures(self, choices: Choices) -> "FolderTexts":
         from engine.captioning.texts import FolderTexts
 
         return FolderTexts(self.folder, choices.extension, self._recursive)
+
+    def _texts(self, choices: Choices) -> "FolderTexts | MetadataTexts":
+        """Return where the texts go."""
+        from engine.captioning.texts import MetadataTexts
+
+        if not choices.output_path:
+            return self._pictures(choices)
+        field: TextField = "caption" if choices.captioner == "blip" else "tags"
+        return MetadataTexts(Path(choices.output_path), field, may_be_new=True)
 
     def read(self, choices: Choices) -> tuple[dict[str, str | None], str]:
         """Return all texts by picture, "" for one that can't be read, and a sentence about these.
@@ -70,10 +66,10 @@ class Bench:
         """
         from engine.captioning.texts import read_all
 
-        source = self._texts(choices)
-        found, problems = read_all(source, source.keys())
+        keys = self._pictures(choices).keys()
+        found, problems = read_all(self._texts(choices), keys)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        return {key: found.get(key) for key in source.keys()}, f"{problems[0]}{more}" if problems else ""  # noqa: SIM118
+        return {key: found.get(key) for key in keys}, f"{problems[0]}{more}" if problems else ""
 
     def run(
         self,
@@ -103,10 +99,9 @@ class Bench:
                 tell(Outcome(line=progress_text(done, total, rate), results=fresh, is_dry=is_dry))
 
         try:
-            texts = self._texts(choices)
             work = Work(
-                pictures=texts,
-                texts=texts,
+                pictures=self._pictures(choices),
+                texts=self._texts(choices),
                 captioner=self._captioner(choices),
                 mode=choices.mode,
                 workers=available_cores(),
@@ -135,9 +130,14 @@ class Bench:
         from engine.captioning.captioners import CAPTIONERS
         from engine.captioning.tagging import TagOptions
 
-        if self._made is None or (self._made[0].captioner, self._made[0].model) != (choices.captioner, choices.model):
-            options = CaptionerOptions(model=choices.model, tags=TagOptions(remove_underscore=True))
-            self._made = choices, CAPTIONERS[choices.captioner](options)
+        made_with = replace(choices, mode="replace")
+        if self._made is None or self._made[0] != made_with:
+            values: dict[str, Any] = choices.values()
+            thresholds = {name: value for name, value in values.items() if name.endswith("threshold")}
+            tags = TagOptions(remove_underscore=True, **thresholds)
+            others = {name: value for name, value in values.items() if name not in thresholds}
+            options = CaptionerOptions(model=choices.model, tags=tags, **others)
+            self._made = made_with, CAPTIONERS[choices.captioner](options)
         return self._made[1]
 
     def edit(self, key: str, text: str, choices: Choices) -> str:
@@ -165,20 +165,22 @@ class Bench:
 
     def _commit(self, texts: dict[str, str], label: str, choices: Choices) -> str:
         from engine.captioning.journal import commit
+        from engine.captioning.texts import FolderTexts
 
         source = self._texts(choices)
         changes = source.changes(texts)
         commit(source.root, label, changes)
-        return f"{label}: {len(changes)} files written; z takes it back"
+        files = f"{len(changes)} files" if isinstance(source, FolderTexts) else f"{len(texts)} entries"
+        return f"{label}: {files} written; z takes it back"
 
-    def undo(self) -> str:
-        """Take back the newest change of the folder; return what was done.
+    def undo(self, choices: Choices) -> str:
+        """Take back the newest change of the folder or the metadata file; return what was done.
 
         Raises:
             EngineError: There is nothing to undo.
         """
         from engine.captioning.journal import undo
 
-        undone = undo(self.folder)
+        undone = undo(self._texts(choices).root)
         kept = f", {len(undone.kept)} were edited since and stay" if undone.kept else ""
         return f"undone: {undone.label}; {len(undone.restored)} files are as before{kept}"

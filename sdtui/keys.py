@@ -242,6 +242,7 @@ KEYS: tuple[Key, ...] = (
         ("c", "stop", "Stop", "Stop the captioner after its batch; r goes on from there."),
         ("t", "captioner", "Captioner", "Take the next captioner: BLIP, WD14, DeepDanbooru."),
         ("m", "model", "Model", "Name the captioner's folder or hub id."),
+        ("v", "options", "Options", "Thresholds, beams, lengths, and a metadata file to write into."),
         ("o", "mode", "Mode", "Replace, append to, prepend to or skip texts that are there."),
         ("e", "edit", "Edit", "Edit the picture's text."),
         ("s", "search", "Replace", "Search and replace in the marked pictures' texts, or all."),

@@ -17,7 +17,8 @@ from textual.worker import get_current_worker
 
 from engine.errors import EngineError, safe_text
 from engine.setting_types import CaptionerName
-from sdtui.captioning_work import Bench, Choices, Outcome
+from sdtui.captioning_options import Choices
+from sdtui.captioning_work import Bench, Outcome
 from sdtui.format import count, fit
 from sdtui.keys import bindings
 from sdtui.widgets.field import Field
@@ -181,7 +182,9 @@ class CaptioningScreen(Screen[bool]):
     def _draw_choices(self) -> None:
         chosen = self._choices
         model = safe_text(chosen.model, limit=60) or "(the usual one; m names a folder or hub id)"
-        line = f"{chosen.captioner} \u2192 {chosen.extension}   {chosen.mode}   model {model}"
+        target = safe_text(chosen.output_path, limit=60) or chosen.extension
+        parts = (f"{chosen.captioner} \u2192 {target}", chosen.mode, chosen.told(), f"model {model}")
+        line = "   ".join(part for part in parts if part)
         self.query_one("#choices", Static).update(Content(line))
 
     def _say(self, text: str, severity: str = "info") -> None:
@@ -193,7 +196,7 @@ class CaptioningScreen(Screen[bool]):
         """Take the next captioner; each has a kind of file of its own."""
         names: tuple[CaptionerName, ...] = get_args(CaptionerName)
         following = names[(names.index(self._choices.captioner) + 1) % len(names)]
-        self._choices = replace(self._choices, captioner=following, model="")
+        self._choices = self._choices.with_captioner(following)
         self._said.clear()
         self._draw_choices()
         self._read()
@@ -214,6 +217,19 @@ class CaptioningScreen(Screen[bool]):
         if path:
             self._choices = replace(self._choices, model=path)
             self._draw_choices()
+
+    def action_options(self) -> None:
+        """Ask for the captioner's options and where the texts go."""
+        from sdtui.screens.captioning_dialog import CaptioningDialog
+
+        self.app.push_screen(CaptioningDialog(self._choices), self._take_options)
+
+    def _take_options(self, choices: Choices | None) -> None:
+        if choices and choices != self._choices:
+            self._choices = choices
+            self._said.clear()
+            self._draw_choices()
+            self._read()
 
     def action_mark(self) -> None:
         """Mark the picture, or take the mark away."""
@@ -329,7 +345,7 @@ class CaptioningScreen(Screen[bool]):
         if self._bench.is_busy:
             self._say("the captioner is at work: c stops it")
         else:
-            self._write(self._bench.undo)
+            self._write(partial(self._bench.undo, self._choices))
 
     @work(thread=True, group="write", description="write")
     def _write(self, change: "partial[str] | object") -> None:

@@ -1,8 +1,13 @@
 """The captioning screen, driven by keys: preview, run, edit, search and replace, undo."""
 
+import json
+
 import pytest
 from textual.widgets import Input
 
+from engine.captioning.base import CaptionerOptions
+from engine.captioning.onnx_tagger import DEEPDANBOORU_THRESHOLD
+from sdtui.captioning_options import OPTIONS
 from sdtui.screens.captioning import CaptioningScreen
 from tests.engine.captioning.models_support import wd14_v14
 from tests.sdtui.page_support import wizard_on, write_pictures
@@ -148,6 +153,100 @@ async def test_the_data_page_leads_here_and_scans_again(tmp_path, folder):
         await press(pilot, "escape")
         await settle(pilot)
         assert all(caption.startswith("1girl") for caption in page.plan.catalog.captions)
+
+
+async def choose(pilot, row, text):
+    """Write an option's value into the dialog that is open."""
+    await press(pilot, "home", *["down"] * row, "enter")
+    pilot.app.screen.query_one("#option-value", Input).value = text
+    await press(pilot, "enter")
+
+
+async def test_thresholds_decide_which_tags_are_written(folder):
+    """A wrong one is told beside the field, which stays open; r takes the option back."""
+    async with shown(folder) as (pilot, screen):
+        await press(pilot, "v")
+        await choose(pilot, 0, "1.5")
+        assert "general_threshold = 1.5: expected 0 to 1" in text_of(pilot.app)
+        await press(pilot, "escape")
+        await choose(pilot, 0, "much")
+        assert "expected a number" in text_of(pilot.app)
+        await press(pilot, "escape")
+        await choose(pilot, 0, "0.99")
+        await choose(pilot, 1, "0.99")
+        await press(pilot, "escape")
+        assert "general_threshold 0.99" in text_of(pilot.app)
+        await press(pilot, "p")
+        assert screen._said["p1.png"].described.text == ""
+        await press(pilot, "v", "home", "r", "down", "r", "escape", "p")
+        assert screen._said["p1.png"].described.text.startswith("1girl")
+
+
+async def test_texts_go_straight_into_metadata_and_come_back_out(folder, tmp_path):
+    """No file beside a picture is touched; an edit and the run are undone in the file; its name is checked."""
+    before = texts(folder)
+    async with shown(folder) as (pilot, screen):
+        await press(pilot, "v")
+        await choose(pilot, 2, "meta.txt")
+        assert "expected a .json or .jsonl" in text_of(pilot.app)
+        await press(pilot, "escape")
+        await choose(pilot, 2, "nowhere/meta.json")
+        assert "its folder does not exist" in text_of(pilot.app)
+        await press(pilot, "escape")
+        await choose(pilot, 2, "meta.json")
+        await press(pilot, "escape")
+        assert "6 pictures, 6 without text" in str(screen.query_one("#left").border_title)
+        await press(pilot, "r")
+        written = json.loads((tmp_path / "meta.json").read_text())
+        assert sorted(written) == [f"p{number}.png" for number in range(6)]
+        assert all(entry["tags"].startswith("1girl") for entry in written.values())
+        await press(pilot, "e", *"new", "enter")
+        assert json.loads((tmp_path / "meta.json").read_text())["p0.png"]["tags"].endswith("new")
+        await press(pilot, "z")
+        assert json.loads((tmp_path / "meta.json").read_text()) == written
+        await press(pilot, "z")
+        assert not (tmp_path / "meta.json").exists()
+    assert texts(folder) == before
+
+
+async def test_blip_has_beams_and_lengths_that_fit_each_other(folder):
+    """What the screen chose is what the captioner is made with."""
+    async with shown(folder) as (pilot, screen):
+        screen._choices = screen._choices.with_captioner("blip")
+        await press(pilot, "v", "enter")
+        await choose(pilot, 1, "4")
+        await choose(pilot, 2, "0.5")
+        await choose(pilot, 3, "90")
+        assert "min_length = 90: more than max_length = 75" in text_of(pilot.app)
+        await press(pilot, "escape")
+        await choose(pilot, 4, "20")
+        await press(pilot, "escape")
+        assert screen._choices.values() == {
+            "beam_search": True, "num_beams": 4, "top_p": 0.5, "min_length": 5, "max_length": 20,
+        }  # fmt: skip
+
+
+def test_the_options_are_those_of_the_commands():
+    """Names and defaults; DeepDanbooru's threshold is one."""
+    defaults = CaptionerOptions()
+    for option in OPTIONS:
+        if hasattr(defaults, option.name):
+            assert option.default == getattr(defaults, option.name)
+        elif option.name != "output_path":
+            usual = DEEPDANBOORU_THRESHOLD if option.captioners == ("deepdanbooru",) else defaults.tags.thresh
+            assert option.default == usual
+            assert hasattr(defaults.tags, option.name)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_the_options_at_both_sizes(folder, size):
+    """The dialog over the screen."""
+    async with shown(folder, size) as (pilot, screen):
+        screen._choices = screen._choices.__class__()
+        screen._draw_choices()
+        await press(pilot, "v")
+        await choose(pilot, 0, "0.25")
+        assert matches_snapshot(pilot.app, f"captioning-options-{size[0]}x{size[1]}")
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
