@@ -26,6 +26,8 @@ class Captioner(Protocol):
 
     name: CaptionerName
     kind: Kind
+    source: str
+    """The model: a folder, or repository and commit on the hub."""
     identity: str
     """Differs whenever a picture could get another text: only its equal goes on with an interrupted run."""
 
@@ -44,6 +46,8 @@ class CaptionerOptions:
     """
 
     model: str = ""
+    revision: str = ""
+    """Of a model on the hub: a branch, tag or commit; "" for the newest."""
     tags: TagOptions = field(default_factory=TagOptions)
     beam_search: bool = False
     num_beams: int = 1

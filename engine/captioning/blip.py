@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.captioning.base import CaptionerOptions, Described, Kind, identity_of
-from engine.captioning.fetch import find_files
+from engine.captioning.fetch import find_files, source_of
 from engine.captioning.pictures import blip_pixels
 from engine.errors import EngineError, safe_text
 from engine.librarylog import quieten
@@ -59,6 +59,7 @@ class Blip:
             raise EngineError(f"{safe_text(str(folder))}: {message}") from error
         self._model = model.to(_device()).eval()
         self._pixels = _read_preprocessor(folder / "preprocessor_config.json")
+        self.source = source_of(folder)
         self.identity = identity_of(folder, [_CONFIG, _WEIGHTS], options)
 
     def prepare(self, pixels_HWC: Array) -> NDArray[np.float32]:
@@ -153,4 +154,6 @@ def make_blip(options: CaptionerOptions) -> Blip:
     Raises:
         EngineError: The model is not there or not of this kind.
     """
-    return Blip(find_files(options.model or BLIP_MODEL, [(_CONFIG, _WEIGHTS)], optional=_BESIDES), options)
+    wanted = [(_CONFIG, _WEIGHTS)]
+    source = options.model or BLIP_MODEL
+    return Blip(find_files(source, wanted, optional=_BESIDES, revision=options.revision), options)

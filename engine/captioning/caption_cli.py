@@ -59,6 +59,7 @@ def _add_common(sub: argparse.ArgumentParser, *, extension: str, batch_size: int
     sub.add_argument("--max_data_loader_n_workers", type=int, help="Threads that decode pictures; else one a core.")
     sub.add_argument("--mode", choices=["replace", "append", "prepend", "skip"], default="replace",
                      help="What becomes of a text that is there: skip leaves it alone.")  # fmt: skip
+    sub.add_argument("--revision", default="", help="Of a model on the hub: a branch, tag or commit; else the newest.")
     sub.add_argument("--limit", type=int, help="Only so many pictures, to look at before all are done.")
     sub.add_argument("--dry_run", action="store_true", help="Show what would change and write nothing.")
     sub.add_argument("--debug", action="store_true", help="Print each text.")
@@ -106,6 +107,7 @@ def _add_tagger(sub: argparse.ArgumentParser) -> None:
 def _caption(parsed: argparse.Namespace) -> int:
     options = CaptionerOptions(
         model=parsed.caption_weights,
+        revision=parsed.revision,
         beam_search=parsed.beam_search,
         num_beams=parsed.num_beams,
         top_p=parsed.top_p,
@@ -125,7 +127,9 @@ def _tag(parsed: argparse.Namespace) -> int:
         "always_first_tags": read_list(parsed.always_first_tags, parsed.caption_separator),
         "tag_replacement": parse_replacements(parsed.tag_replacement),
     }
-    options = CaptionerOptions(model=str(parsed.model_dir or parsed.repo_id or ""), tags=TagOptions(**values))
+    options = CaptionerOptions(
+        model=str(parsed.model_dir or parsed.repo_id or ""), revision=parsed.revision, tags=TagOptions(**values)
+    )
     mode: Mode = "append" if parsed.append_tags else parsed.mode
     return _run(parsed, options, mode, separator=parsed.caption_separator)
 
@@ -154,6 +158,7 @@ def _run(parsed: argparse.Namespace, options: CaptionerOptions, mode: Mode, *, s
     )
     results: list[Result] = []
     with _stopping() as stopped:
+        _say(f"model: {safe_text(work.captioner.source, limit=1000)}")
         summary = caption_pictures(
             work,
             progress=_progress(),

@@ -53,10 +53,10 @@ def journal_folder(root: Path) -> Path:
 class Journal:
     """The changes that one command makes to a data set."""
 
-    def __init__(self, root: Path, label: str, *, identity: str = "") -> None:
+    def __init__(self, root: Path, label: str, *, identity: str = "", model: str = "") -> None:
         """Begin a change, or go on with an interrupted one of the same `identity`.
 
-        `identity` says what is being done with which options; empty begins anew.
+        `identity` says what is being done with which options; empty begins anew. `model` is noted.
         """
         self.root = root
         self.label = label
@@ -72,7 +72,7 @@ class Journal:
             self.notes = {row["key"]: row for row in rows if "key" in row}
             _drop_torn_line(self._file)
             _drop_partial_files({Path(path).parent for path in self.done})
-        header = {"label": label, "root": str(root), "identity": identity, "time": time.time()}
+        header = {"label": label, "root": str(root), "identity": identity, "model": model, "time": time.time()}
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self._file.open("a", encoding="utf-8")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.captioning.base import CaptionerOptions, Described, Kind, identity_of
-from engine.captioning.fetch import find_files
+from engine.captioning.fetch import find_files, source_of
 from engine.captioning.pictures import (
     DEEPDANBOORU_SIZE,
     WD14_SIZE,
@@ -134,6 +134,7 @@ class OnnxTagger:
             same_length(names, outputs, str(folder / self._layout.tags_file))
         self.names = TagNames(names=names, categories=categories, options=options.tags)
         self._buffer: NDArray[np.float32] | None = None
+        self.source = source_of(folder)
         self.identity = identity_of(folder, [model.name, self._layout.tags_file], name, options.tags)
 
     @property
@@ -236,4 +237,4 @@ def make_tagger(name: CaptionerName, options: CaptionerOptions) -> OnnxTagger:
         )
         options = replace(options, tags=replace(options.tags, thresh=thresh))
     wanted = [(layout.tags_file, *layout.models) for layout in LAYOUTS[name]]
-    return OnnxTagger(name, find_files(source, wanted), options)
+    return OnnxTagger(name, find_files(source, wanted, revision=options.revision), options)

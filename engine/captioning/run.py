@@ -16,6 +16,7 @@ from engine.captioning.tags import split_tags
 from engine.captioning.texts import FolderTexts, MetadataTexts, Mode, combine
 from engine.display import duration
 from engine.errors import EngineError, safe_text
+from engine.pixels import Array
 
 _WRITES_BEHIND = 64  # Batches of texts that may wait for a slow disk, which then takes them at once.
 
@@ -28,6 +29,8 @@ class Result:
 
     key: str
     described: Described | None = None
+    size: tuple[int, int] | None = None
+    """Width and height of the picture, upright."""
     old: str | None = None
     new: str | None = None
     error: str = ""
@@ -90,7 +93,7 @@ def caption_pictures(
     start, summary = time.perf_counter(), Summary()
     label = f"{work.captioner.name}, {work.mode}"
     identity = f"{work.captioner.identity} {work.mode} {work.separator} {_place(work)}"
-    journal = None if work.is_dry else Journal(work.texts.root, label, identity=identity)
+    journal = None if work.is_dry else Journal(work.texts.root, label, identity=identity, model=work.captioner.source)
     try:
         with closing(_Writer(work, journal, summary, listener)) as writer:
             todo = _todo(work, writer, summary)
@@ -129,12 +132,19 @@ def _todo(work: Work, writer: "_Writer", summary: Summary) -> list[tuple[str, Pa
 
 
 Batch = list[tuple[str, Any]]
+Seen = tuple[Described, tuple[int, int]]
+"""What is said of a picture, and its size."""
 
 
 def _batches(work: Work, todo: Sequence[tuple[str, Path]]) -> Generator[tuple[int, Batch], None, None]:
     """Yield prepared pictures (or the errors in their place) with the number of pictures up to there."""
     ahead = work.workers + work.batch_size
-    loaded = load_prepared(todo, work.captioner.prepare, workers=work.workers, ahead=ahead)
+
+    def prepare(pixels_HWC: Array) -> tuple[Any, tuple[int, int]]:
+        height, width = pixels_HWC.shape[:2]
+        return work.captioner.prepare(pixels_HWC), (width, height)
+
+    loaded = load_prepared(todo, prepare, workers=work.workers, ahead=ahead)
     batch: Batch = []
     with closing(loaded):
         for done, item in enumerate(loaded, start=1):
@@ -156,12 +166,14 @@ class _Writer:
         self._listener = listener
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="captions")
         self._waiting: deque[Future[None]] = deque()
-        self._pending: deque[dict[str, Described]] = deque()
+        self._pending: deque[dict[str, Seen]] = deque()
         self._new: dict[str, str] = {}
         """Of a metadata file, which is written once at the end."""
+        self._sizes: dict[str, Sequence[int]] = {}
         self.is_finished = False
         if journal is not None:
             self._new = {key: row["text"] for key, row in journal.notes.items() if row["text"] is not None}
+            self._sizes = {key: row["size"] for key, row in journal.notes.items() if row.get("size")}
 
     def is_done(self, key: str) -> bool:
         """Tell whether the interrupted run saw to a picture."""
@@ -196,47 +208,52 @@ class _Writer:
                 self._tell(Result(key=key, error=str(error)))
         if good:
             keys = [key for key, _ in good]
-            described = self._work.captioner.describe([prepared for _, prepared in good], keys)
-            pairs = dict(zip(keys, described, strict=True))
-            self._pending.append(pairs)
+            described = self._work.captioner.describe([prepared for _, (prepared, _) in good], keys)
+            sizes = [size for _, (_, size) in good]
+            self._pending.append(dict(zip(keys, zip(described, sizes, strict=True), strict=True)))
             self._waiting.append(self._pool.submit(self._write_pending))
         while len(self._waiting) > _WRITES_BEHIND:
             self._waiting.popleft().result()
 
     def _write_pending(self) -> None:
         """Write all that waits: however slow the disk, the journal is made durable once for all of it."""
-        described: dict[str, Described] = {}
+        described: dict[str, Seen] = {}
         while self._pending:
             described |= self._pending.popleft()
         if described:
             self._write(described)
 
-    def _write(self, described: Mapping[str, Described]) -> None:
+    def _write(self, described: Mapping[str, Seen]) -> None:
         work = self._work
-        results = [self._result(key, said) for key, said in described.items()]
+        results = [self._result(key, said, size) for key, (said, size) in described.items()]
         new = {self._name(result.key): result.new for result in results if result.new is not None}
         if self._journal is not None and isinstance(work.texts, FolderTexts):
             # What is left as it is gets a note, so that a run that goes on does not look at it again.
             notes = [{"key": result.key, "text": None} for result in results if result.new is None and not result.error]
             self._journal.apply(work.texts.changes(new), notes)
         elif self._journal is not None:
-            notes = [{"key": self._name(result.key), "text": result.new} for result in results if not result.error]
-            self._journal.apply([], notes)
+            sized: list[dict[str, Any]] = [
+                {"key": self._name(result.key), "text": result.new, "size": result.size}
+                for result in results
+                if not result.error
+            ]
+            self._journal.apply([], sized)
             self._new |= new
+            self._sizes |= {note["key"]: note["size"] for note in sized}
         for result in results:
             self._tell(result)
 
-    def _result(self, key: str, said: Described) -> Result:
+    def _result(self, key: str, said: Described, size: tuple[int, int]) -> Result:
         work = self._work
         try:
             old = work.texts.read(self._name(key))
         except EngineError as error:
             if work.mode != "replace":
-                return Result(key=key, described=said, error=str(error))
+                return Result(key=key, described=said, size=size, error=str(error))
             old = None
         is_tags = work.captioner.kind == "tags"
         new = combine(old, said.text, work.mode, separator=work.separator, is_tags=is_tags)
-        return Result(key=key, described=said, old=old, new=new)
+        return Result(key=key, described=said, size=size, old=old, new=new)
 
     def _tell(self, result: Result) -> None:
         summary = self._summary
@@ -255,7 +272,7 @@ class _Writer:
     def finish(self) -> None:
         """Write the metadata file, where the texts go into one."""
         if self._journal is not None and isinstance(self._work.texts, MetadataTexts) and self._new:
-            changes = self._work.texts.changes(self._new)
+            changes = self._work.texts.changes(self._new, self._sizes)
             self._journal.apply([change for change in changes if change.before != change.after])
         self.is_finished = True
 

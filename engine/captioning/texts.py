@@ -174,11 +174,14 @@ class MetadataTexts:
             raise EngineError(f"{safe_text(str(self.root))}: {safe_text(key)}: {self.field} is no text")
         return text
 
-    def changes(self, texts: Mapping[str, str]) -> list[Change]:
-        """Return the one write of the file."""
+    def changes(self, texts: Mapping[str, str], sizes: Mapping[str, Sequence[int]] | None = None) -> list[Change]:
+        """Return the one write of the file; where a picture's width and height are given, they go with its text."""
         data = {key: dict(entry) for key, entry in self.data.items()}
         for key, text in texts.items():
-            data.setdefault(key, {})[self.field] = text
+            entry = data.setdefault(key, {})
+            entry[self.field] = text
+            if sizes and key in sizes:
+                entry["image_size"] = list(sizes[key])
         return [metadata_change(self.root, data)]
 
 

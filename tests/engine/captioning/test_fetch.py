@@ -1,12 +1,13 @@
 """Fetching a captioner from the hub: just its files, of one commit, each against its hash."""
 
 import hashlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 
-from engine.captioning.fetch import find_files
+from engine.captioning.fetch import find_files, source_of
 from engine.errors import EngineError
 
 FILES = {
@@ -19,10 +20,11 @@ WD14 = [("selected_tags.csv", "model.onnx", ""), ("tag_mapping.json", "model_opt
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A hub of one repository, which tells what was asked of it; `wrong` names files whose hash is another."""
-    state = SimpleNamespace(asked=[], wrong=set())
+    state = SimpleNamespace(asked=[], wrong=set(), revisions=[])
 
     class Api:
-        def model_info(self, *_repo, **_options):
+        def model_info(self, *_repo, revision=None, **_options):
+            state.revisions.append(revision)
             siblings = [
                 SimpleNamespace(rfilename=name, lfs=SimpleNamespace(sha256=self._hash(name, data)))
                 for name, data in FILES.items()
@@ -50,6 +52,19 @@ def test_only_the_files_of_a_tagger_are_fetched_from_one_commit(hub, tmp_path):
 
     assert folder == tmp_path / "hub"
     assert hub.asked == [("owner/name", "selected_tags.csv", "c0ffee"), ("owner/name", "model.onnx", "c0ffee")]
+
+
+def test_a_revision_is_asked_for_and_the_commit_it_was_is_told(hub, tmp_path, monkeypatch):
+    """Said twice or of a folder it is refused; the hub's cache names the commit."""
+    folder = find_files("owner/name", WD14, revision="v2")
+    assert folder == tmp_path / "hub"
+    assert hub.revisions == ["v2"]
+    assert source_of(Path("/c/models--owner--name/snapshots/c0ffee/sub")) == "owner/name at c0ffee"
+    assert source_of(tmp_path) == str(tmp_path)
+    with pytest.raises(EngineError, match="say it once"):
+        find_files("owner/name:main", WD14, revision="v2")
+    with pytest.raises(EngineError, match="is a folder and has none"):
+        find_files(str(tmp_path), WD14, revision="v2")
 
 
 def test_a_folder_of_a_repository_may_be_named(hub, tmp_path):

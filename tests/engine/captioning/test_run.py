@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from engine.captioning.base import Described
+from engine.captioning.journal import journal_folder
 from engine.captioning.run import Work, caption_pictures
 from engine.captioning.texts import FolderTexts, MetadataTexts
 from engine.cli import main
@@ -39,6 +40,7 @@ class Counting:
 
     name = "wd14"
     kind = "tags"
+    source = "none"
     identity = "counting"
 
     def __init__(self, fails_after=None):
@@ -134,7 +136,7 @@ def test_an_interrupted_run_goes_on_where_it_ended(tmp_path):
 
 
 def test_metadata_is_written_once_at_the_end_and_resumed(tmp_path):
-    """Other members of its entries stay; what was described before the interruption is not described again."""
+    """Other members of entries stay, `image_size` comes; what was described before the interruption is not again."""
     folder, meta = write_pictures(tmp_path / "pics", 6), tmp_path / "meta.json"
     meta.write_text('{"p0000.png": {"caption": "a cat", "tags": "old"}, "zz": {"x": 1}}')
     before = meta.read_bytes()
@@ -146,8 +148,8 @@ def test_metadata_is_written_once_at_the_end_and_resumed(tmp_path):
     caption_pictures(work_on(folder, second, texts=MetadataTexts(meta)))
     assert sorted(first.seen + second.seen) == sorted(path.name for path in folder.iterdir())
     written = json.loads(meta.read_text())
-    assert written["p0000.png"] == {"caption": "a cat", "tags": "red 0, same"}
-    assert written["p0005.png"] == {"tags": "red 25, same"}
+    assert written["p0000.png"] == {"caption": "a cat", "tags": "red 0, same", "image_size": [24, 24]}
+    assert written["p0005.png"] == {"tags": "red 25, same", "image_size": [24, 24]}
     assert written["zz"] == {"x": 1}
     data("undo", meta)
     assert meta.read_bytes() == before
@@ -163,8 +165,12 @@ def test_a_new_metadata_file_by_the_command_line(tmp_path, capsys):
     assert list(document["texts"]) == ["p0000.png"]
     assert not out.exists()
     assert data(*words) == 0
+    assert f"model: {models.wd14_v14()}" in capsys.readouterr().err
+    (journal,) = journal_folder(out).iterdir()
+    assert json.loads(journal.read_text().splitlines()[0])["model"] == str(models.wd14_v14())
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["image_path"] for row in rows] == [f"{folder}/p0000.png", f"{folder}/p0001.png"]
+    assert all(row["image_size"] == [24, 24] for row in rows)
 
 
 def test_what_can_t_be_read_is_named_and_the_rest_is_done(tmp_path, capsys):
