@@ -241,7 +241,10 @@ def _resolve_path(given: Given, value: Any) -> Any:
     # A model or state may be named by a hub id such as org/name, which is no path.
     if kind in ("model", "state") and not path.is_absolute() and not value.startswith(".") and not candidate.exists():
         return value
-    return str(candidate.resolve() if kind not in ("model", "state") else candidate.absolute())
+    if kind in ("model", "state") and candidate.name != "..":
+        # A file in the hub's cache is a link to one without a suffix: its own name stays.
+        return str(candidate.parent.resolve() / candidate.name)
+    return str(candidate.resolve())
 
 
 def _rewritten(text: str, action: Callable[[str], str]) -> str:

@@ -88,6 +88,11 @@ class Draft:
         return self.now.checked[0].settings
 
     @property
+    def saved(self) -> LoadedSettings:
+        """The settings as those of the run.toml that was just saved, which a run in its folder may replace."""
+        return replace(self.loaded, path=self.target)
+
+    @property
     def loaded(self) -> LoadedSettings:
         """The settings as the engine takes them, each value with its place."""
         places = {name: entry.place for name, entry in self.now.entries.items() if entry.place}

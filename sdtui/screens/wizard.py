@@ -395,6 +395,6 @@ class WizardScreen(Screen[None]):
         if not self.save():
             return
         if event.where == "here":
-            self._app.start_here(self.draft.loaded)
+            self._app.start_here(self.draft.saved)
         else:
             self._app.start_background(self.draft.target, Path(self.draft.settings.saving.output_dir))

@@ -86,6 +86,17 @@ def test_a_path_that_no_file_can_have_is_a_problem(tmp_path, name, path):
         load_run(write(tmp_path, f'{name} = "{path}"\n'))
 
 
+def test_a_model_above_the_file_reads_back_as_the_same_path(tmp_path):
+    """Without `..`, and a link keeps its name: the hub's cache links to files without a suffix."""
+    (tmp_path / "blob").touch()
+    (tmp_path / "model.safetensors").symlink_to("blob")
+    (tmp_path / "runs").mkdir()
+    path = tmp_path / "runs" / "run.toml"
+    path.write_text('pretrained_model_name_or_path = "../model.safetensors"\n')
+
+    assert load_run(path).settings.model.pretrained_model_name_or_path == str(tmp_path / "model.safetensors")
+
+
 def test_relative_paths_count_from_the_file(tmp_path):
     """A folder with its run.toml can be moved; a hub id stays what it is."""
     (tmp_path / "model").mkdir()
