@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from engine.checkpoint import due_state
 from engine.errors import EngineError, ProblemsError
 from engine.events import Started, metric_row, read_events
+from engine.models.safetensors_io import open_safetensors
 from engine.resume import resume_run, setting_differences
 from engine.settings import SavingSettings
+from engine.snapshot import Snapshot
 from engine.space import NotWrittenError
-from engine.states import FOLDER, MANIFEST, clear_leftovers, list_states, new_state, newest_intact, verify
+from engine.states import FOLDER, MANIFEST, clear_leftovers, list_states, new_state, newest_intact, read_json, verify
 from tests.engine.run_support import new_folder, write_pictures
 
 from .state_support import (
@@ -140,6 +142,45 @@ def write_small(folder, step):
         new.add_json("state.json", {"step": step})
 
 
+def telling_places(calls):
+    """Return the numbers of all calls but writes, and of the first, the middle and the last write of each file."""
+    writes = {}
+    for number, (name, path) in enumerate(calls):
+        if name == "write":
+            writes.setdefault(path, []).append(number)
+    others = {number for number, (name, _) in enumerate(calls) if name != "write"}
+    return sorted(others | {places[at] for places in writes.values() for at in (0, len(places) // 2, -1)})
+
+
+def test_row_01_killed_at_every_write_of_a_save_two_states_are_whole(monkeypatch, straight):
+    """Thousands of them: the last state of the straight run is written beside the two before it, without training."""
+    finished = straight[0].folder / FOLDER / f"step-{STEPS:08d}"
+    folder = kill_at(write(new_folder()), 9)
+    snapshot = Snapshot(
+        step=STEPS,
+        tensors={path.name: open_safetensors(path).tensors for path in finished.glob("*.safetensors")},
+        state=read_json(finished),
+        dataset=read_json(finished, "dataset.json"),
+        facts={"envelope": {}},
+    )
+    with dying(monkeypatch, under=folder / FOLDER, at=None) as calls:
+        snapshot.write(folder)
+    assert hashes(folder) == straight[1]
+    shutil.rmtree(folder / FOLDER / finished.name)
+    before = good_states(folder)
+    assert len(before) == 2
+
+    for number in range(0, len(calls), 1 if os.environ.get("SDTUI_SOAK") else len(calls) // 4):
+        with pytest.raises(Killed), dying(monkeypatch, under=folder / FOLDER, at=number):
+            snapshot.write(folder)
+        clear_leftovers(folder)
+        assert {path.name for path in (folder / FOLDER).iterdir()} - {finished.name} == {
+            f"step-{step:08d}" for step in before
+        }, calls[number]
+        assert [step for step in good_states(folder) if step != STEPS] == before, calls[number]
+        shutil.rmtree(folder / FOLDER / finished.name, ignore_errors=True)
+
+
 def test_row_01_killed_at_any_call_of_a_save_two_states_are_whole(monkeypatch, straight):
     """Every write, sync, rename and removal is a place to die, found by watching; resume ends in the same bits."""
     source = kill_at(write(new_folder()), 9)
@@ -150,8 +191,7 @@ def test_row_01_killed_at_any_call_of_a_save_two_states_are_whole(monkeypatch, s
     assert {"open", "write", "fsync", "replace", "rename", "mkdir"} <= {name for name, _ in calls}
     assert len(calls) > 30
 
-    places = range(len(calls)) if os.environ.get("SDTUI_SOAK") else (len(calls) // 2, len(calls) - 2)
-    for number in places:
+    for number in telling_places(calls) if os.environ.get("SDTUI_SOAK") else (len(calls) // 2, len(calls) - 2):
         copy = copy_run(source)
         with pytest.raises(Killed), dying(monkeypatch, under=copy / FOLDER, at=number):
             go_on(copy)
