@@ -1,6 +1,6 @@
 """Which hypernetworks a run trains and draws with, from its settings. Torch-free until they are attached."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,22 +63,34 @@ def chosen_widths(training: TrainingSettings, present: Sequence[int]) -> tuple[i
     return tuple(sorted(set(wanted)))
 
 
-def check_files(settings: Settings, widths: Sequence[int]) -> tuple[str, ...]:
-    """Open every hypernetwork that the settings name, for a model whose attention has `widths`; return warnings.
+def check_files(settings: Settings, widths: Sequence[int]) -> Iterator[tuple[str, str, EngineError | None]]:
+    """Open every hypernetwork that the settings name, for a model whose attention has `widths`.
 
-    Raises:
-        EngineError: One can't be used.
+    Yields the setting with a warning, or with "" and why it can't be used.
     """
     training = settings.training
-    found: list[str] = []
-    named = [split_strength(text)[0] for text in settings.sampling.hypernetworks]
-    if training.train_hypernetwork and training.hypernetwork_weights is None:
-        chosen_widths(training, widths)
+    named = [("hypernetworks", split_strength(text)[0]) for text in settings.sampling.hypernetworks]
+    if training.train_hypernetwork and training.hypernetwork_weights is not None:
+        named.append(("hypernetwork_weights", training.hypernetwork_weights))
     elif training.train_hypernetwork:
-        named.append(str(training.hypernetwork_weights))
-    for name in named:
-        found += open_for(Path(name), widths)[1]
-    return tuple(found)
+        try:
+            _check_room(structure_of(training), chosen_widths(training, widths))
+        except EngineError as error:
+            yield "hypernetwork_sizes", "", error
+    for setting, name in named:
+        try:
+            yield from ((setting, warning, None) for warning in open_for(Path(name), widths)[1])
+        except EngineError as error:
+            yield setting, "", error
+
+
+def _check_room(structure: Structure, widths: Iterable[int]) -> None:
+    width = min(widths)
+    if structure.size(width, structure.narrowest) < 1:
+        shown = ",".join(f"{size:g}" for size in structure.layers)
+        raise EngineError(
+            f"hypernetwork_layer_structure = {shown}: a layer has no room in a width of {width}; widen it"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -95,6 +107,15 @@ class Hypernetworks:
 
         for network in self.attached.networks:
             network.to(device, torch.float32)
+
+    @property
+    def identity(self) -> str:
+        """What a state has to agree with in one that it is put back into."""
+        assert self.trained is not None
+        structure = self.trained.structure
+        words = (",".join(f"{size:g}" for size in structure.layers), structure.activation, structure.layer_norm,
+                 structure.activate_output, structure.dropout, self.trained.widths, self.steps_before)  # fmt: skip
+        return " ".join(map(str, words))
 
     def to_save(self, *, base: str) -> "HypernetworkToSave":
         """Return the trained one as it is saved; of the model's path or hub id only the last name is kept."""
@@ -121,7 +142,9 @@ def attach(settings: Settings, model: "StableDiffusion", tell: Teller) -> Hypern
     widths = widths_of(model.unet)
     if not Path(settings.model.pretrained_model_name_or_path).exists():
         # A model on this machine has been looked at before the start.
-        for warning in check_files(settings, widths):
+        for _, warning, error in check_files(settings, widths):
+            if error is not None:
+                raise error
             tell(Warned(code="hypernetwork", message=warning))
     drawn = [_drawn(text, widths) for text in sampling.hypernetworks]
     trained, steps_before = _trained(training, widths) if training.train_hypernetwork else (None, 0)

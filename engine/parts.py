@@ -213,6 +213,8 @@ def prepare(
     dtype = PRECISIONS[settings.memory.mixed_precision]
     base = _identities(model, settings)
     hypernetworks = attach(settings, model, tell)
+    if hypernetworks is not None and hypernetworks.trained is not None:
+        base["hypernetwork"] = hypernetworks.identity
     _place_frozen(model, settings, accelerator.device, dtype)
     source = _source(settings, plan, model, cache_dir=cache_dir, tell=tell, ranks=ranks)
     if hypernetworks is not None:

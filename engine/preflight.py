@@ -61,14 +61,12 @@ def look_at_files(loaded: LoadedSettings) -> Files:
 def _look_at_hypernetworks(settings: Settings, info: "ModelInfo", places: Mapping[str, str]) -> Iterator[Problem]:
     from engine.hypernetworks import check_files
 
-    names = ("hypernetwork_weights", "hypernetwork_sizes", "hypernetworks")
-    setting = next((name for name in names if settings.flat()[name]), "train_hypernetwork")
-    try:
-        for warning in check_files(settings, info.attention_widths):
-            where = places.get(setting, setting)
+    for setting, warning, error in check_files(settings, info.attention_widths):
+        where = places.get(setting, setting)
+        if error is not None:
+            yield from _problems("hypernetwork", setting, places, error)
+        else:
             yield Problem(code="hypernetwork", severity="warning", where=where, message=warning, setting=setting)
-    except EngineError as error:
-        yield from _problems("hypernetwork", setting, places, error)
 
 
 def completed(settings: Settings, info: "ModelInfo | None") -> Settings:

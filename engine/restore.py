@@ -73,9 +73,11 @@ def _check_base(parts: Parts, record: dict[str, Any], tell: Teller) -> None:
         if now is None:
             continue
         if now != identity:
+            is_own = part == "hypernetwork"
+            names = "hypernetwork_weights" if is_own else "pretrained_model_name_or_path and vae"
             raise EngineError(
-                f"the {part.replace('_', ' ')} is not the one that the state was trained with: set "
-                "pretrained_model_name_or_path and vae as they were, or start a new run with resume_weights_only"
+                f"the {part.replace('_', ' ')} is not the one that the state was trained with: set {names} as before, "
+                "or start a new run with resume_weights_only"
             )
     missing = parts.base.keys() - record["base"].keys()
     if missing:

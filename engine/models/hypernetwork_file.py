@@ -8,6 +8,7 @@ entry `hypernetwork` holds the plain values as JSON.
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,10 @@ _BRANCH_NAMES = ("k", "v")
 _OLD_NAMES = {
     f"linear{number}.{kind}": f"linear.{number - 1}.{kind}" for number in (1, 2) for kind in ("weight", "bias")
 }
+_WIDTH = re.compile(r"[1-9][0-9]{0,4}")
 _MAX_WIDTH = 65_536
+_MAX_WIDTHS = 32
+_TYPES = {"F16", "BF16", "F32", "F64"}
 _MAX_LAYERS = 32
 NAMED_DROPOUT = 0.3
 """The rate of files that only say that dropout was used."""
@@ -61,6 +65,11 @@ class Structure:
                 yield "norm", layer
             if self.dropout and self.dropout[layer] > 0:
                 yield "dropout", layer
+
+    @property
+    def narrowest(self) -> int:
+        """The number of the smallest layer."""
+        return min(range(len(self.layers)), key=self.layers.__getitem__)
 
     def size(self, width: int, layer: int) -> int:
         """Return the size of a layer's output."""
@@ -210,7 +219,7 @@ def _from_safetensors(path: Path) -> HypernetworkFile:
     for full_name, tensor in file.tensors.items():
         width, _, rest = full_name.partition(".")
         branch, _, name = rest.partition(".")
-        if not (width.isascii() and width.isdigit() and len(width) < 6 and branch in _BRANCH_NAMES):
+        if not _WIDTH.fullmatch(width) or branch not in _BRANCH_NAMES:
             _refuse(path, f"it holds {safe_text(full_name, 60)}")
         layers.setdefault(int(width), ({}, {}))[_BRANCH_NAMES.index(branch)][name] = tensor
     metadata = {name: text for name, text in file.metadata.items() if name != METADATA_KEY}
@@ -222,7 +231,7 @@ def _from_tables(path: Path, data: object) -> HypernetworkFile:
         _refuse(path, "it holds no table")
     layers = {}
     for width, pair in data.items():
-        if not isinstance(width, int):
+        if type(width) is not int:  # True is no width.
             continue
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(part, dict) for part in pair):
             _refuse(path, f"under {width} there is no pair of tables")
@@ -241,35 +250,56 @@ def _checked(
     """Hold every tensor to the shape that the structure asks for."""
     if not layers:
         _refuse(path, "it has no layers for any width")
+    if len(layers) > _MAX_WIDTHS:
+        _refuse(path, f"it has layers for {len(layers)} widths")
     structure = _structure(path, plain)
     for width, pair in layers.items():
         if not 1 <= width <= _MAX_WIDTH:
             _refuse(path, f"it has layers for a width of {width}")
-        shapes = structure.shapes(width)
+        if structure.size(width, structure.narrowest) < 1:
+            _refuse(path, f"a layer of its structure has no room in a width of {width}")
         for tensors in pair:
-            present = {name: getattr(tensor, "shape", None) for name, tensor in tensors.items()}
-            if present != shapes:
-                odd = min(name for name in present.keys() | shapes.keys() if present.get(name) != shapes.get(name))
-                _refuse(path, f"its tensor {safe_text(odd, 60)} for width {width} is not what its structure asks for")
+            _check_tensors(path, tensors, structure, width)
+    held = sum(tensor.num_bytes for pair in layers.values() for tensors in pair for tensor in tensors.values())
+    if held > path.stat().st_size:
+        _refuse(path, f"its tensors would take {held} bytes, more than the file has")
     step = plain.get("step")
     return HypernetworkFile(
         structure=structure,
         layers=dict(sorted(layers.items())),
-        name=str(plain.get("name") or path.stem),
-        step=step if isinstance(step, int) and 0 <= step < 2**48 else 0,
-        base=str(plain.get("sd_checkpoint_name") or ""),
+        name=_text(plain.get("name")) or path.stem,
+        step=step if type(step) is int and 0 <= step < 2**48 else 0,
+        base=_text(plain.get("sd_checkpoint_name")),
         metadata=metadata,
     )
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, LazyTensor], structure: Structure, width: int) -> None:
+    shapes = structure.shapes(width)
+    odd = tensors.keys() ^ shapes.keys()
+    odd |= {name for name, shape in shapes.items() if getattr(tensors.get(name), "shape", None) != shape}
+    if odd:
+        name = safe_text(min(odd), 60)
+        _refuse(path, f"its tensor {name} for width {width} is not what its structure asks for")
+    strange = {tensor.dtype for tensor in tensors.values()} - _TYPES
+    if strange:
+        _refuse(path, f"its values are of the type {min(strange)}")
+
+
+def _text(value: object) -> str:
+    """Return a text of a file, "" for anything else: nested data may be endless when written out."""
+    return value if isinstance(value, str) else ""
 
 
 def _structure(path: Path, plain: Mapping[str, Any]) -> Structure:
     """Read the structure, with A1111's defaults for files that do not tell."""
     layers = _numbers(plain.get("layer_structure") or [1, 2, 1])
     if layers is None or not 2 <= len(layers) <= _MAX_LAYERS or layers[0] != 1 or layers[-1] != 1:
-        _refuse(path, f"its layer structure is {safe_text(str(plain.get('layer_structure')), 60)}")
+        shown = ",".join(f"{size:g}" for size in layers[:8]) if layers else "no list of numbers"
+        _refuse(path, f"its layer structure is {shown}")
     if not all(0 < size <= 64 for size in layers):
         _refuse(path, "a layer of its structure has no sane size")
-    activation = str(plain.get("activation_func") or "linear").lower()
+    activation = (_text(plain.get("activation_func")) or "linear").lower()
     if activation not in ACTIVATIONS:
         _refuse(path, f"its activation is {safe_text(activation, 40)}")
     dropout = _numbers(plain.get("dropout_structure"))
@@ -288,9 +318,10 @@ def _structure(path: Path, plain: Mapping[str, Any]) -> Structure:
 
 def _numbers(value: object) -> tuple[float, ...] | None:
     """Return a list of finite numbers, None for anything else."""
-    if not isinstance(value, list | tuple) or not all(type(item) in (int, float) for item in value):
+    if not isinstance(value, list | tuple) or len(value) > _MAX_LAYERS:
         return None
-    return tuple(map(float, value)) if all(map(math.isfinite, value)) else None
+    is_sound = all(type(item) in (int, float) and abs(item) < 1e6 for item in value)  # Also no NaN.
+    return tuple(map(float, value)) if is_sound else None
 
 
 def _named_dropout(count: int, plain: Mapping[str, Any]) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from engine.errors import EngineError, safe_text
 from engine.models.atomic import atomic_file
 from engine.models.lazy import LazyTensor
 from engine.models.safetensors_io import data_pieces
@@ -69,10 +70,16 @@ def _as_stored(value: object, name: str, tensors: dict[str, LazyTensor]) -> obje
 
 
 def _write_archive(path: Path, table: object, tensors: Mapping[str, LazyTensor], finite: Collection[str]) -> None:
+    strange = next((name for name, tensor in tensors.items() if tensor.dtype not in _STORAGES), None)
+    if strange is not None:
+        raise EngineError(
+            f"{safe_text(str(path))}: {safe_text(strange)} has the type {tensors[strange].dtype}, which only "
+            ".safetensors holds: choose that, or --save_precision"
+        )
     total = sum(tensor.num_bytes for tensor in tensors.values())
+    # No member "byteorder": A1111's older check of what may be in a file refuses it, and torch does without.
     with atomic_file(path, num_bytes=total) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _write_member(archive, file, "data.pkl", [_pickled(table)])
-        _write_member(archive, file, "byteorder", [b"little"])
         for index, (name, tensor) in enumerate(tensors.items()):
             pieces = data_pieces(path, name, tensor, is_checked=name in finite)
             _write_member(archive, file, f"data/{index}", pieces)

@@ -51,21 +51,32 @@ def open_tables(path: Path) -> Any:  # noqa: ANN401  # pickled data has any shap
     """
     try:
         data, places = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
-        return _with_tensors(path, data, places, MappedFile(path))
+        return _with_tensors(path, data, places)
     except RefusedPickleError as error:
         _refuse(path, str(error))
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError, RecursionError) as error:
         _refuse(path, f"it is damaged ({error or type(error).__name__})")
 
 
-def _with_tensors(path: Path, data: object, places: dict[str, tuple[int, int]], mapped: MappedFile) -> object:
-    if isinstance(data, TensorRef):
-        return _lazy(path, mapped, "a tensor", data, places)
-    if isinstance(data, dict):
-        return {key: _with_tensors(path, value, places, mapped) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return type(data)(_with_tensors(path, value, places, mapped) for value in data)
-    return data
+def _with_tensors(path: Path, data: object, places: dict[str, tuple[int, int]]) -> object:
+    """Return nested data with its tensors to be read; what is referred to from many places is made once."""
+    mapped = MappedFile(path)
+    made: dict[int, object] = {}
+
+    def convert(value: object) -> object:
+        if id(value) in made:
+            return made[id(value)]
+        converted: object = value
+        if isinstance(value, TensorRef):
+            converted = _lazy(path, mapped, "a tensor", value, places)
+        elif isinstance(value, dict):
+            converted = {key: convert(inner) for key, inner in value.items()}
+        elif isinstance(value, list | tuple):
+            converted = type(value)(convert(inner) for inner in value)
+        made[id(value)] = converted
+        return converted
+
+    return convert(data)
 
 
 def _refuse(path: Path, why: str) -> NoReturn:

@@ -97,6 +97,10 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _metadata(path: Path, value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         _refuse(path, "its metadata is not a table of texts")
+    try:
+        "".join([*value, *value.values()]).encode("utf-8")
+    except UnicodeEncodeError:
+        _refuse(path, "its metadata holds half a character")
     return value
 
 

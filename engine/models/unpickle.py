@@ -13,6 +13,7 @@ from typing import IO, Any, NoReturn
 
 MAX_PICKLE_BYTES = 16_000_000
 _MAX_OPCODES = 4_000_000
+_INT_LIMIT = 2**128  # Torch's own magic number has 77 bits.
 _STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
@@ -125,6 +126,8 @@ class _Machine:
     def run(self, opcode: str, arg: Any) -> None:  # noqa: ANN401
         """Carry out one opcode."""
         if opcode in _LITERALS:
+            if isinstance(arg, int) and abs(arg) >= _INT_LIMIT:
+                raise RefusedPickleError("it holds a number that no checkpoint needs")
             self.stack.append(arg)
         elif opcode in _CONSTANTS:
             self.stack.append(_CONSTANTS[opcode])

@@ -39,6 +39,10 @@ def _makes_hypernetwork(settings: Settings) -> bool:
     return settings.training.train_hypernetwork and settings.training.hypernetwork_weights is None
 
 
+def _has_inner_layer(settings: Settings) -> bool:
+    return not _makes_hypernetwork(settings) or len(settings.training.hypernetwork_layer_structure) > 2
+
+
 _ENDING = ("cosine_with_min_lr", "warmup_stable_decay")
 
 
@@ -108,6 +112,8 @@ NEEDS = (
     Need("hypernetwork_weights", lambda s: s.training.train_hypernetwork, "train_hypernetwork",
          set_to(train_hypernetwork=True)),
     *(Need(name, _makes_hypernetwork, "train_hypernetwork and no hypernetwork_weights") for name in STRUCTURE_SETTINGS),
+    *(Need(name, _has_inner_layer, "an inner layer in hypernetwork_layer_structure")
+      for name in ("hypernetwork_activation", "hypernetwork_dropout")),
     Need("hypernetworks", lambda s: bool(s.sampling.sample_prompts), "sample_prompts"),
     Need("hypernetwork_strength", lambda s: bool(s.sampling.sample_prompts and s.training.train_hypernetwork),
          "sample_prompts and train_hypernetwork"),

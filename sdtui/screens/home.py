@@ -263,10 +263,12 @@ class HomeScreen(Screen[None]):
 
 
 WELCOME = (
-    "Press n. You name a model and a folder of pictures;\n"
+    "Press n, then name a model\n"
+    "and a folder of pictures;\n"
     "the rest has a default.\n\n"
-    "1 Model  2 Data  3 Buckets  4 Options  5 Review\n\n"
-    "Nothing is trained before you start it on 5."
+    "Pages 1 Model to 5 Review:\n"
+    "nothing is trained before you\n"
+    "start it on the last."
 )
 
 

@@ -116,7 +116,7 @@ class SettingTable(RowList):
             (" ", ""),
             self._value_cell(row, text, values, is_default=origin == "default"),
             (" ", ""),
-            (fit(row.unit, rest - 8), "dim"),
+            (fit(row.unit if len(row.unit) <= rest - 8 else "", rest - 8), "dim"),
             (
                 fit(f"{MARKS[origin]} {origin if origin != 'default' else ''}", 8),
                 "accent" if origin == "you" else "dim",

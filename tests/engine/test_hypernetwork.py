@@ -1,6 +1,7 @@
 """Hypernetworks: their files, what they do to a UNet, and runs that train them."""
 
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 
@@ -71,9 +72,7 @@ def load_as_web_ui(path):
     """Return {width: (keys, values)} modules and the plain values."""
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            assert (
-                name.partition("/")[2] in ("version", "byteorder", "data.pkl") or name.partition("/data/")[2].isdigit()
-            )
+            assert re.fullmatch(r"([^/]+)/((data/\d+)|version|(data\.pkl))", name)  # Its oldest, strictest check.
         with archive.open(next(name for name in archive.namelist() if name.endswith("/data.pkl"))) as file:
             RestrictedUnpickler(file).load()
     data = torch.load(path, weights_only=True)
@@ -212,6 +211,8 @@ def test_files_that_are_no_hypernetwork_are_refused(tmp_path):
         f"linear.{n}.{k}": torch.zeros(s)
         for n, k, s in [(0, "weight", (32, 16)), (0, "bias", (32,)), (1, "weight", (16, 32)), (1, "bias", (16,))]
     }
+    block = torch.zeros(32 * 16)
+    shared = {name: block[: tensor.numel()].view(tensor.shape) for name, tensor in good.items()}
     cases = {
         "no layers": {"step": 3},
         "no pair": {16: [good]},
@@ -220,6 +221,12 @@ def test_files_that_are_no_hypernetwork_are_refused(tmp_path):
         "activation is": {16: [good, good], "activation_func": "import os"},
         "dropout": {16: [good, good], "dropout_structure": [0, 2, 0]},
         "width of": {0: [{}, {}], "layer_structure": [1, 1]},
+        "no layers for any": {True: [good, good]},
+        "no list of numbers": {16: [good, good], "layer_structure": [1, 10**30, 1]},
+        "no room": {16: [good, good], "layer_structure": [1, 0.01, 1]},
+        "values are of the type I64": {16: [{name: tensor.long() for name, tensor in good.items()}, good]},
+        "more than the file has": {16: [shared, shared]},
+        "number that no checkpoint needs": {16: [good, good], "step": 10**60},
     }
     for words, data in cases.items():
         torch.save(data, tmp_path / "odd.pt")
@@ -227,6 +234,16 @@ def test_files_that_are_no_hypernetwork_are_refused(tmp_path):
             open_hypernetwork(tmp_path / "odd.pt")
     with pytest.raises(EngineError, match="can't be read"):
         open_hypernetwork(tmp_path / "missing.pt")
+
+
+def test_what_refers_to_itself_many_times_is_read_once(tmp_path):
+    """A file of a kilobyte that would fill any memory when written out."""
+    nested = []
+    for _ in range(60):
+        nested = [nested, nested]
+    torch.save({16: nested, "name": nested, "layer_structure": nested, "activation_func": nested}, tmp_path / "dag.pt")
+    with pytest.raises(EngineError, match="no hypernetwork"):
+        open_hypernetwork(tmp_path / "dag.pt")
 
 
 def test_a_new_one_changes_next_to_nothing_and_every_width_gets_its_networks(unet, inputs):
@@ -321,6 +338,18 @@ def test_training_goes_on_from_a_file(trained):
     assert (file.step, file.structure.activation, file.base) == (8, "relu", "model")
     assert file.metadata["modelspec.architecture"] == "stable-diffusion-v1/hypernetwork"
     assert verify(run.folder / "last.safetensors").ok
+
+
+def test_a_state_of_another_file_is_refused(trained, tmp_path):
+    """Its activation would not show in the names of the weights."""
+    other = saved(strong(Structure(activation="tanh")), tmp_path / "tanh.pt")
+    weights = {"hypernetwork_weights": str(trained.folder / "last.pt")}
+    first = go(new_folder(), **SETTINGS, **weights, max_train_steps=2, save_every_n_steps=1, save_state=True)
+    state = str(first.folder / "state" / "step-00000001")
+    again = go(new_folder(), **SETTINGS, **weights, max_train_steps=2, resume=state)
+    assert again.losses == first.losses[1:]
+    with pytest.raises(EngineError, match="set hypernetwork_weights as before"):
+        go(new_folder(), **SETTINGS, hypernetwork_weights=str(other), max_train_steps=2, resume=state)
 
 
 def test_widths_that_the_model_lacks_are_said_and_kept(tmp_path):
@@ -419,6 +448,7 @@ def test_convert_changes_the_kind_of_file_and_keeps_the_values(tmp_path, trained
         ({"save_model_as": "diffusers"}, "single file"),
         ({"hypernetwork_weights": "/nowhere/x.pt"}, "can't be read"),
         ({"hypernetworks": ["/nowhere/x.pt:0.5"], "sample_prompts": None}, "can't be read"),
+        ({"hypernetwork_layer_structure": "1,0.01,1"}, "no room in a width of 16"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_start(values, words):

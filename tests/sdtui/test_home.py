@@ -65,7 +65,7 @@ async def test_home_with_runs(runs, size, monkeypatch):
 
 async def test_an_empty_home_says_what_to_press():
     async with open_home() as (app, _pilot):
-        assert "Press n." in home(app)
+        assert "Press n, then name a model" in home(app)
         assert "no run yet" in home(app)
 
 
