@@ -64,7 +64,6 @@ async def drive(steps: int) -> None:
         await until(pilot, lambda: app.screen.state.step >= steps * 3 // 5)  # type: ignore[attr-defined]
         await keep("training-120x40")
         await until(pilot, lambda: app.engine is not None and not app.engine.is_running)
-        await keep("finished-120x40")
         await pilot.resize_terminal(80, 24)
         await keep("finished-80x24")
 
