@@ -30,7 +30,7 @@ def start_verb_in_background(words: Sequence[str]) -> int:
     Raises:
         EngineError: It ended before; why is on stderr.
     """
-    command = [sys.executable, "-m", "engine", *words, "--announce"]
+    command = [sys.executable, "-P", "-m", "engine", *words, "--announce"]
     # Apart from this one's terminal and signals; Windows takes the flags, other systems the session.
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
         command,

@@ -262,6 +262,8 @@ class SdtuiApp(App[str]):
             return
         log = RunFolder(Path(loaded.settings.saving.output_dir)).log_path
         watcher = guard.RunWatcher(log, has_own_terminal=self.tty is not None)
+        if self.tty is not None:
+            self.tty.tell_training(goes_on=True)  # Before it begins: who hears of none may end this process.
         self.engine = start_in_thread(loaded, listeners=[watcher], resume=resume)
         recent.remember("run", self.engine.folder.path)
         self.open_screen("train", self.engine.folder, self.engine)

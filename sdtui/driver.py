@@ -41,6 +41,9 @@ class TerminalFile:
     def flush(self) -> None:
         """Nothing is held back."""
 
+    def tell_training(self, *, goes_on: bool) -> None:
+        """Nobody behind a terminal needs to be told; a browser's server does."""
+
     def write(self, text: str) -> int:
         """Write text, or drop it; never raises and waits at most `STALL_SECONDS`."""
         was_stalled = self._is_stalled

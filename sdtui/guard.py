@@ -206,6 +206,7 @@ def _own_pipe(app: "SdtuiApp") -> Iterator[None]:
     try:
         yield
     finally:
+        pipe.tell_training(goes_on=app.engine is not None and app.engine.is_running)
         pipe.end()
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)

@@ -15,7 +15,7 @@ def start_background(run_toml: Path, log: Path) -> int:
         EngineError: The process can't be started.
     """
     flags = {"start_new_session": True} if os.name == "posix" else {"creationflags": 0x00000008 | 0x00000200}
-    command = [sys.executable, "-m", "engine", "train", str(run_toml)]
+    command = [sys.executable, "-P", "-m", "engine", "train", str(run_toml)]
     try:
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with log.open("ab") as output:

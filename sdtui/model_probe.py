@@ -54,7 +54,7 @@ class PredictionProbe(WizardPage):
 
 def ask_probe(run: Path) -> tuple[str, str]:
     """Return the verdict and sentence of the prediction's probe on a run.toml; without an answer, why there is none."""
-    command = [sys.executable, "-m", "engine", "probe", str(run), "prediction", "--json"]
+    command = [sys.executable, "-P", "-m", "engine", "probe", str(run), "prediction", "--json"]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and arguments
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False

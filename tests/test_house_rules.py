@@ -159,6 +159,14 @@ def test_the_front_half_loads_no_torch():
     assert done.stdout.split() == []
 
 
+def test_our_processes_run_no_module_of_the_current_folder():
+    """-m and -c put it first on the path; a folder that somebody else filled may hold a torch.py."""
+    started = {name_of(path): re.findall(r"sys\.executable, ([^,]+)", path.read_text("utf-8")) for path in SOURCES}
+
+    assert {flag for flags in started.values() for flag in flags} == {'"-P"'}
+    assert len([name for name, flags in started.items() if flags]) >= 6
+
+
 def test_the_engine_never_imports_the_screens():
     """One direction."""
     engine = [path for path in SOURCES if path.is_relative_to(ROOT / "engine")]

@@ -31,7 +31,7 @@ class Helper:
         self._process: subprocess.Popen[str] | None = None
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
-                [sys.executable, "-S", "-c", _PROGRAM, _ROOT, *sys.path],
+                [sys.executable, "-P", "-S", "-c", _PROGRAM, _ROOT, *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -92,7 +92,7 @@ def traced(config: Mapping[str, Any], case: str) -> dict[str, Any]:
     words = case.replace(" ", ",")
     if "torch" in sys.modules:
         return _traced_here(config, words)
-    command = [sys.executable, "-m", "engine.memory_trace", "--config", "-", "--case", words]
+    command = [sys.executable, "-P", "-m", "engine.memory_trace", "--config", "-", "--case", words]
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter, on a config that is passed as data
             command, input=json.dumps(config), capture_output=True, text=True, timeout=_SECONDS, check=False

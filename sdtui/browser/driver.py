@@ -1,6 +1,7 @@
 """Textual's web driver on pipes of our own: it neither blocks nor fails when the browser stalls or goes away."""
 
 import asyncio
+import json
 import os
 import select
 import signal
@@ -32,6 +33,15 @@ class PacketPipe(TerminalFile):
         else:
             self._push()
         return len(packet)
+
+    def tell_training(self, *, goes_on: bool) -> None:
+        """Tell the server whether this process trains; never dropped, since it ends a hanging process without one."""
+        meta = json.dumps({"type": "training", "goes_on": goes_on}).encode()
+        was_stuck = bool(self._rest)
+        self._rest += b"M" + len(meta).to_bytes(4, "big") + meta
+        self._rest = self._write_all(self._rest, patience=STALL_SECONDS)
+        if was_stuck and not self._rest:
+            self.on_resumed()
 
     def check(self) -> None:
         """Look whether the server is still there, and whether a stuck packet passes now."""

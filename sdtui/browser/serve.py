@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import getpass
+import logging
 import os
 import signal
 import socket
@@ -89,12 +90,15 @@ def _listen(host: str, port: int | None) -> socket.socket:
 async def _run(access: Access, listener: socket.socket) -> int:
     from aiohttp import web
 
-    from sdtui.browser.server import BrowserServer
+    from sdtui.browser.server import BrowserServer, ErrorLine
 
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     server = BrowserServer(access, _say)
+    logger = logging.getLogger("aiohttp")
+    logger.addHandler(ErrorLine(_say))
+    logger.propagate = False
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=10.0)
     await runner.setup()
     await web.SockSite(runner, listener).start()
@@ -109,13 +113,21 @@ def _announce(access: Access, port: int) -> None:
     name = f"[{access.host}]" if ":" in access.host else access.host
     if name in ("0.0.0.0", "[::]"):  # noqa: S104 - said, not bound
         name = socket.gethostname()
-    user, here = getpass.getuser(), socket.gethostname()
+    user, here = _user(), socket.gethostname()
     if not is_loopback(access.host):
         _say("the network can reach this server, and nothing it sends is encrypted")
     _say(f"sdtui in a browser: http://{name}:{port}/{access.key}/")
     if is_loopback(access.host):
         _say(f"from your own machine, first: ssh -L {port}:{name}:{port} {user}@{here}")
     _say("the address is the key: who has it can train and delete as you; Ctrl+C ends the server, trainings go on")
+
+
+def _user() -> str:
+    """Return the user's name, or a stand-in where no file knows the uid, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # Python's own reasons, one after another release.
+        return "you"
 
 
 def _say(line: str, *, code: int = 0) -> int:

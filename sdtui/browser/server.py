@@ -1,21 +1,22 @@
 """The web server: one page, its static files, and a websocket for each tab."""
 
 import html
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from string import Template
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 from textual_serve.server import Server, to_int
 
 from sdtui.browser.access import Access, headers
-from sdtui.browser.session import Session
-from sdtui.guard import log_path
+from sdtui.browser.session import Session, cells
+from sdtui.guard import log_error, log_path
 
 _PAGE = Path(__file__).parent / "page"
-_MAX_CELLS = 1000
 
 
 class BrowserServer(Server):
@@ -81,7 +82,7 @@ class BrowserServer(Server):
         try:
             await session.open(_cells(request, "width", 80), _cells(request, "height", 24), close)
             await self._process_messages(websocket, session)
-        except (ValueError, TypeError, LookupError, AssertionError):
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError):
             self._say("a browser sent what sdtui does not understand; its tab was closed")
         finally:
             await session.stop()
@@ -93,6 +94,8 @@ class BrowserServer(Server):
     def _tell_end(self, session: Session) -> None:
         if session.trains_on:
             self._say(f"a tab was closed; process {session.trains_on} goes on with its training")
+        elif session.was_ended:
+            self._say("an app in the browser, without a training, did not end and was ended")
         elif session.exit_code:
             self._say(f"an app in the browser failed (exit code {session.exit_code}); details in {log_path()}")
 
@@ -102,9 +105,26 @@ class BrowserServer(Server):
             await websocket.close(code=1001)
 
 
+class ErrorLine(logging.Handler):
+    """Takes aiohttp's tracebacks from the terminal: one sentence each, none for requests that were no HTTP."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        super().__init__(logging.ERROR)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say that the server failed; whoever sent a malformed request has been told already."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            return
+        if error is not None:
+            log_error(error)
+        self._say(f"the server failed at a request ({type(error).__name__}); details in {log_path()}")
+
+
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(headers(request.host))
 
 
 def _cells(request: web.Request, name: str, default: int) -> int:
-    return min(max(to_int(request.query.get(name, ""), default), 1), _MAX_CELLS)
+    return cells(to_int(request.query.get(name, ""), default))

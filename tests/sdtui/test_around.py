@@ -128,8 +128,10 @@ async def test_m_measures_what_the_model_predicts(tmp_path, golden, monkeypatch)
         assert app.screen.draft.value("v_parameterization") is None
 
 
-def test_a_probe_that_fails_says_why(tmp_path):
-    """The last line of the process."""
+def test_a_probe_that_fails_says_why(tmp_path, monkeypatch):
+    """The last line of the process, which runs no module of the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "argparse.py").write_text("raise SystemExit('a file of the current folder was run')")
     (tmp_path / "run.toml").write_text("pretrained_model_name_or_path = 'none.safetensors'\n")
 
     verdict, text = model_probe.ask_probe(tmp_path / "run.toml")

@@ -32,7 +32,7 @@ import sys
 from sdtui.browser import session
 from sdtui.browser.serve import serve
 session.APP = (sys.executable, "-c", {script!r})
-session.LINGER_SECONDS = 0.3
+session.LINGER_SECONDS = session.END_SECONDS = 0.3
 sys.exit(serve(["--port", "0"]))
 """
 
@@ -42,7 +42,7 @@ class ServerProcess:
 
     def __init__(self, script, folder):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", script], cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            [sys.executable, "-P", "-c", script], cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "SDTUI_DATA_DIR": str(folder / "data")},
         )  # fmt: skip
         self.said = ""
@@ -80,18 +80,19 @@ class ServerProcess:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The server as the console script starts it."""
-    started = ServerProcess(PLAIN, tmp_path_factory.mktemp("served"))
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "textual.py").write_text("raise SystemExit('a file of the current folder was run')")
+    started = ServerProcess(PLAIN, folder)
     yield started
     started.close()
 
 
 @pytest.fixture
 def training(tmp_path):
-    """Start a server whose app trains for some steps."""
+    """Start a server whose app trains for some steps; `calm` keeps its end from waiting for imports."""
     started = []
 
-    def start(steps):
-        calm = "app._warm_up = lambda: None"  # The end waits for imports that have begun.
+    def start(steps, calm="app._warm_up = lambda: None"):
         app = training_app(tmp_path, app="terminal=browser_terminal()", extra=calm, steps=steps)
         started.append(ServerProcess(TRAINING.format(script=app), tmp_path))
         return started[0]
@@ -201,7 +202,7 @@ def test_nobody_else_listens_in(server):
 
 
 async def test_the_screen_is_drawn_and_keys_reach_it(server):
-    """Home, help, home; leaving closes the socket, and so does what is no message."""
+    """Home, help, home, whatever modules lie in the server's folder; leaving closes the socket."""
     async with tab(server) as websocket:
         drawn = await read_until(websocket, b"Recent")
         assert b"\x1b[?1049h" in drawn
@@ -210,6 +211,26 @@ async def test_the_screen_is_drawn_and_keys_reach_it(server):
         await websocket.send_json(["resize", {"width": 70, "height": 20}])
         await websocket.send_json(["stdin", "\x11"])
         await read_until(websocket, b"")
+
+
+async def test_a_process_that_hangs_without_a_training_is_ended(training):
+    """It is not called a training: the app told that there is none."""
+    hanging = "app._warm_up = lambda: None; app.engine = None; threading.Thread(target=time.sleep, args=(60,)).start()"
+    served = training(steps=0, calm=hanging)
+    async with tab(served) as websocket:
+        await read_until(websocket, b"Recent")
+    served.saying("without a training, did not end and was ended")
+    assert "goes on with" not in served.said
+
+
+def test_a_bad_request_prints_nothing(server):
+    """Anybody on the machine can send one."""
+    said = server.said
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
+        assert b" 400 " in client.recv(4096)
+    assert server.process.poll() is None
+    assert server.said == said
 
 
 async def test_a_closed_tab_never_ends_a_training(training, tmp_path):
@@ -289,7 +310,7 @@ def test_access_of_a_server_that_the_network_reaches():
 
 
 def test_a_stalled_server_gets_whole_packets_only():
-    """What doesn't pass is dropped as a whole and painted again later; the event loop waits once, half a second."""
+    """What doesn't pass is dropped as a whole and painted again later, but for the word that a training runs."""
     reader, writer = os.pipe()
     pipe = PacketPipe(writer)
     resumed = []
@@ -299,6 +320,7 @@ def test_a_stalled_server_gets_whole_packets_only():
     for _ in range(50):
         pipe.send(packet)
     assert time.monotonic() - start < 3
+    pipe.tell_training(goes_on=True)
     read = b""
     while not resumed:
         read += os.read(reader, 1_000_000)
@@ -307,6 +329,9 @@ def test_a_stalled_server_gets_whole_packets_only():
     pipe.send(packet)
     read += os.read(reader, 1_000_000)
 
+    told = b'M\0\0\0\x25{"type": "training", "goes_on": true}'
+    assert read.count(told) == 1
+    read = read.replace(told, b"")
     assert read == packet * (len(read) // len(packet))
     os.close(reader)
     lost = []
