@@ -33,13 +33,7 @@ def open_pickle(path: Path) -> TensorFile:
     Raises:
         EngineError: It names code, is compressed, damaged, or no checkpoint at all.
     """
-    try:
-        data, places = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
-    except RefusedPickleError as error:
-        _refuse(path, str(error))
-    # What zipfile raises on damaged files, found by changing random bytes.
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
-        _refuse(path, f"it is damaged ({error or type(error).__name__})")
+    data, places = _opened(path)
     return _tensor_file(path, data, places)
 
 
@@ -49,12 +43,21 @@ def open_tables(path: Path) -> Any:  # noqa: ANN401  # pickled data has any shap
     Raises:
         EngineError: It names code, is compressed, damaged, or no such file.
     """
+    data, places = _opened(path)
     try:
-        data, places = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
         return _with_tensors(path, data, places)
+    except RecursionError:
+        _refuse(path, "its data is nested without end")
+
+
+def _opened(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """Return a file's unpickled data and the places of its storages, whichever of the two forms it has."""
+    try:
+        return _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
     except RefusedPickleError as error:
         _refuse(path, str(error))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError, RecursionError) as error:
+    # What zipfile raises on damaged files, found by changing random bytes.
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
         _refuse(path, f"it is damaged ({error or type(error).__name__})")
 
 

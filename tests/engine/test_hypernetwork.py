@@ -244,6 +244,10 @@ def test_what_refers_to_itself_many_times_is_read_once(tmp_path):
     torch.save({16: nested, "name": nested, "layer_structure": nested, "activation_func": nested}, tmp_path / "dag.pt")
     with pytest.raises(EngineError, match="no hypernetwork"):
         open_hypernetwork(tmp_path / "dag.pt")
+    nested.append(nested)
+    torch.save({16: nested}, tmp_path / "loop.pt")
+    with pytest.raises(EngineError, match="nested without end"):
+        open_hypernetwork(tmp_path / "loop.pt")
 
 
 def test_a_new_one_changes_next_to_nothing_and_every_width_gets_its_networks(unet, inputs):
