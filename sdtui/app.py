@@ -208,6 +208,7 @@ class SdtuiApp(App[str]):
         except EngineError as error:
             self.say(str(error), "error")
             return
+        self.say("")  # What led here is done, and would be stale news when this screen comes back.
         self.open_screen("wizard", draft)
 
     def open_typed(self, path: str) -> None:

@@ -6,12 +6,15 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.cells import cell_len
 from rich.segment import Segment
 from textual.color import Color
 from textual.filter import LineFilter
+
+if TYPE_CHECKING:
+    from sdtui.graphics import Mode
 
 Colors = Literal["truecolor", "256", "16", "none"]
 Graphics = Literal["kitty", "sixel", ""]
@@ -62,6 +65,13 @@ def browser_terminal() -> Terminal:
     kept = {name: os.environ.get(name, "") for name in ("NO_COLOR", "SDTUI_ASCII")}
     drawn = detect({**kept, "TERM": "xterm-256color", "COLORTERM": "truecolor"}, encoding="utf-8")
     return replace(drawn, name="a browser", is_browser=True)
+
+
+def picture_mode(terminal: Terminal) -> "Mode":
+    """Return how pictures are drawn in a terminal."""
+    if terminal.use_ascii:
+        return "ascii"
+    return terminal.graphics or "blocks"
 
 
 def detect(environ: Mapping[str, str] | None = None, encoding: str | None = None) -> Terminal:

@@ -26,6 +26,7 @@ from sdtui.format import count, fit
 from sdtui.keys import bindings
 from sdtui.messages import DraftChanged, PlanChanged, PlanFailed, Say
 from sdtui.pages import WizardPage
+from sdtui.terminal import picture_mode
 from sdtui.widgets.field import Field
 from sdtui.widgets.histogram import Bar, Histogram, bar_of
 from sdtui.widgets.picture_pane import PicturePane
@@ -73,8 +74,6 @@ class BucketsPage(WizardPage):
 
     def compose(self) -> ComposeResult:
         """Lay out the page."""
-        from sdtui.screens.train import picture_mode
-
         with Vertical(classes="pane", id="shape-pane") as shape:
             shape.border_title = "Settings"
             shape.border_subtitle = "\u2190 \u2192 change"
@@ -365,7 +364,6 @@ class BucketsPage(WizardPage):
     def action_view(self) -> None:
         """Show the picture large."""
         from sdtui.screens.picture_viewer import PictureViewer
-        from sdtui.screens.train import picture_mode
 
         if self._facts is not None and len(self._rows_N):
             mode = picture_mode(self.app.terminal)  # type: ignore[attr-defined]

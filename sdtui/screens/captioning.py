@@ -21,6 +21,7 @@ from sdtui.captioning_options import Choices
 from sdtui.captioning_work import Bench, Outcome
 from sdtui.format import count, fit
 from sdtui.keys import bindings
+from sdtui.terminal import picture_mode
 from sdtui.widgets.field import Field
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.picture import Picture
@@ -85,8 +86,6 @@ class CaptioningScreen(Screen[bool]):
 
     def compose(self) -> ComposeResult:
         """Lay out the screen."""
-        from sdtui.screens.train import picture_mode
-
         yield Static(
             Content.assemble((" Captions ", "bold reverse"), f"  {safe_text(str(self._bench.folder))}"), id="top"
         )

@@ -28,6 +28,7 @@ from sdtui.format import SEVERITY_MARKS, count, fit
 from sdtui.keys import bindings
 from sdtui.messages import CancelPlan, DraftChanged, MakePlan, PlanChanged, PlanFailed, PlanProgress, Say
 from sdtui.pages import WizardPage
+from sdtui.terminal import picture_mode
 from sdtui.widgets.data_side import DataSide
 from sdtui.widgets.field import Field
 from sdtui.widgets.picture_pane import PicturePane
@@ -82,8 +83,6 @@ class DataPage(CaptioningEntry, WizardPage):
 
     def compose(self) -> ComposeResult:
         """Lay out the page."""
-        from sdtui.screens.train import picture_mode
-
         yield SourceLine(name="source")
         with Vertical(id="left"):
             with Vertical(classes="pane", id="findings-pane") as findings:
@@ -328,7 +327,6 @@ class DataPage(CaptioningEntry, WizardPage):
 
     def _view(self) -> None:
         from sdtui.screens.picture_viewer import PictureViewer
-        from sdtui.screens.train import picture_mode
 
         assert self._shown is not None
         mode = picture_mode(self.app.terminal)  # type: ignore[attr-defined]

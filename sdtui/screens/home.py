@@ -90,7 +90,7 @@ class HomeScreen(Screen[None]):
         self.query_one("#filter").display = False
         self._list("menu").show_rows(len(MENU))
         self._say(_hint(self._terminal))
-        self.set_interval(REFRESH_SECONDS, self._scan)
+        self.set_interval(REFRESH_SECONDS, self._scan_in_view)
         self._scan()
 
     def on_screen_resume(self) -> None:
@@ -129,6 +129,11 @@ class HomeScreen(Screen[None]):
         return run_cells(self._shown[index], width)
 
     # ---- runs
+
+    def _scan_in_view(self) -> None:
+        # Below another screen each change of this one would paint the other anew.
+        if self.app.screen is self:
+            self._scan()
 
     @work(thread=True, exclusive=True, group="scan")
     def _scan(self) -> None:

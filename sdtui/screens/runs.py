@@ -25,9 +25,9 @@ from sdtui.messages import OpenRun
 from sdtui.recent import shown_path
 from sdtui.runstate import DECAYS, RunState
 from sdtui.screens.choice import Choice, ChoiceDialog
-from sdtui.screens.train import picture_mode
 from sdtui.screens.train_dialogs import TextDialog
 from sdtui.summary import RunSummary, summaries
+from sdtui.terminal import picture_mode
 from sdtui.widgets.field import Field
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.plot import Plot
@@ -141,7 +141,7 @@ class RunsScreen(Screen[None]):
         return self.query_one("#run-rows", RowList)
 
     def _refresh(self) -> None:
-        if self.is_current:
+        if self.app.screen is self:
             self._scan()
             self._read_targets()
 

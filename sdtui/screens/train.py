@@ -18,9 +18,10 @@ from engine.events import Requested, Started
 from engine.run import RunFolder, Verb
 from sdtui.curvestore import RunReader, Update
 from sdtui.keys import bindings
+from sdtui.pace import SHORTEST, Pace
 from sdtui.runstate import ENDED, RunState
 from sdtui.screens import train_view
-from sdtui.terminal import Terminal
+from sdtui.terminal import Terminal, picture_mode
 from sdtui.widgets.event_log import EventLog
 from sdtui.widgets.gallery import Gallery
 from sdtui.widgets.key_footer import KeyFooter
@@ -32,9 +33,6 @@ from sdtui.widgets.status_line import StatusLine
 
 if TYPE_CHECKING:
     from sdtui.app import SdtuiApp
-    from sdtui.graphics import Mode
-
-REFRESH_SECONDS = 0.25
 
 
 class Engine(Protocol):
@@ -45,13 +43,6 @@ class Engine(Protocol):
     @property
     def is_running(self) -> bool:
         """Tell whether it has not ended yet."""
-
-
-def picture_mode(terminal: Terminal) -> "Mode":
-    """Return how pictures are drawn in a terminal."""
-    if terminal.use_ascii:
-        return "ascii"
-    return terminal.graphics or "blocks"
 
 
 class TrainScreen(Screen[None]):
@@ -80,6 +71,7 @@ class TrainScreen(Screen[None]):
         self._engine = engine
         self._reader = RunReader(folder)
         self._cadence = train_view.Cadence()
+        self._pace = Pace()
         self._is_reading = False
         self._was_live = False
         self._drawn_at = 0.0
@@ -117,7 +109,6 @@ class TrainScreen(Screen[None]):
         self.query_one("#now-rows", RowList).can_focus = False
         self._read_cadence()
         self._poll()
-        self.set_interval(REFRESH_SECONDS, self._poll)
 
     @property
     def _app(self) -> "SdtuiApp":
@@ -141,6 +132,13 @@ class TrainScreen(Screen[None]):
         if not self._is_reading:
             self._is_reading = True
             self._read()
+        self._timer = self.set_timer(self._pace.delay(), self._poll)
+
+    def _hurry(self) -> None:
+        """Look at once, and often for a moment: somebody waits for an answer."""
+        self._pace.hurry()
+        self._timer.stop()
+        self._timer = self.set_timer(SHORTEST, self._poll)
 
     @work(thread=True, group="read")
     def _read(self) -> None:
@@ -173,7 +171,7 @@ class TrainScreen(Screen[None]):
             if isinstance(event, Requested) and self._was_live:
                 self._app.say(event.message, "info" if event.accepted else "warning")
         now = time.monotonic()
-        if not update.has_more or now - self._drawn_at > REFRESH_SECONDS:
+        if not update.has_more or now - self._drawn_at > SHORTEST:
             is_changed = bool(len(update.rows) or update.events)
             self._drawn_at = now
             self._draw(is_changed=is_changed)
@@ -242,6 +240,7 @@ class TrainScreen(Screen[None]):
             self._app.say(f"the request can't be written ({reason}): {safe_text(str(self.folder.path))}", "error")
             return
         self._app.say(said)
+        self._hurry()
 
     def action_pause(self) -> None:
         """Pause, or go on."""

@@ -96,7 +96,7 @@ class WizardScreen(Screen[None]):
             self._say(self.draft.note)
         self._make_plan()
         self._look()
-        self.set_interval(1.0, self._look)
+        self.set_interval(1.0, lambda: self.app.screen is self and self._look())
 
     def _first_page(self) -> str:
         """Return Model for a new draft, and Review for one with nothing to correct."""

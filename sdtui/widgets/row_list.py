@@ -59,13 +59,17 @@ class RowList(ScrollView, can_focus=True):
         super().__init__(id=name)
         self._draw = draw
         self._empty = empty
+        self._painted: dict[int, tuple[int, int, list[Cell]]] = {}  # By line: row, width and cells.
 
     def show_rows(self, count: int, *, cursor: int | None = None) -> None:
         """Draw anew with this many rows, the cursor where it was or at a given row."""
         self.count = count
         self.virtual_size = Size(0, count)
         self.cursor = max(0, min(self.cursor if cursor is None else cursor, count - 1))
-        self.refresh()
+        width, height = self.scrollable_content_region.size
+        for line in range(height):
+            if self._painted.get(line) != self._line(line, width):
+                self.refresh(Region(0, line, width, 1))
 
     def on_resize(self) -> None:
         """Keep the cursor in view."""
@@ -83,19 +87,22 @@ class RowList(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """Return the row that stands on line `y` of the view."""
-        index = self.scroll_offset.y + y
         width = self.scrollable_content_region.width
-        base = self.rich_style
-        if index >= self.count:
-            text = self._empty if not self.count and y == 0 else ""
-            return Strip([Segment(text, self._style("dim"))]).adjust_cell_length(width, base)
-        strip = Strip([Segment(text, self._style(style)) for text, style in self._draw(index, width) if text])
-        strip = strip.adjust_cell_length(width, base)
-        if index == self.cursor:
+        self._painted[y] = index, _, cells = self._line(y, width)
+        strip = Strip([Segment(text, self._style(style)) for text, style in cells if text])
+        strip = strip.adjust_cell_length(width, self.rich_style)
+        if index == self.cursor and index < self.count:
             mark = "row--cursor" if self.has_focus else "row--cursor-blurred"
             style = self.get_component_rich_style(mark, partial=True)
             strip = Strip(Segment.apply_style(strip, post_style=style), width)
         return strip
+
+    def _line(self, y: int, width: int) -> tuple[int, int, list[Cell]]:
+        """Return the row on line `y`, the width and the row's cells."""
+        index = self.scroll_offset.y + y
+        if index < self.count:
+            return index, width, [*self._draw(index, width)]
+        return index, width, [(self._empty if not self.count and y == 0 else "", "dim")]
 
     def _style(self, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
         return self.get_component_rich_style(f"row--{name}") if name else self.rich_style

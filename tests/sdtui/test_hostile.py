@@ -6,6 +6,7 @@ import unicodedata
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,15 @@ from textual import events
 from textual.widgets import Input
 
 import sdtui
+from engine import hardware
 from engine.events import EventLog, Requested, Sampled, Saved, Warned
+from engine.hardware import Card
 from engine.run import RunFolder
-from sdtui import recent
+from engine.settings import Settings
+from engine.states import _manifest_bytes
+from sdtui import memory_meter, recent
 from sdtui.screens.captioning import CaptioningScreen
+from sdtui.screens.fit_dialog import FitDialog
 from tests.engine.models.models_support import write_tensors
 from tests.sdtui.fake_run import TIME, FakeRun
 from tests.sdtui.screen_support import Host, settle, styles_of, text_of
@@ -226,3 +232,42 @@ def test_every_input_is_one_that_draws_no_controls():
     sources = Path(sdtui.__file__).parent.rglob("*.py")
 
     assert [path.name for path in sources if "yield Input(" in path.read_text("utf-8")] == []
+
+
+async def test_resume_menu_and_the_question_on_leaving(tmp_path):
+    """Names of runs, and of states and their files with what is wrong in them."""
+    folder = RunFolder(write_runs(tmp_path / "runs") / NAME)
+    state = folder.path / "state" / "step-00000030"
+    state.mkdir(parents=True)
+    manifest = {"format": 1, "step": 30, "time": TIME, "files": {NAME: {"size": 1, "sha256": "0"}}}
+    (state / "MANIFEST.json").write_bytes(_manifest_bytes(manifest))
+    (folder.path / "state" / "step-00000040").mkdir()
+    (folder.path / "state" / "step-00000040" / "MANIFEST.json").write_text(json.dumps({"format": TEXT, "files": {}}))
+    async with opened() as (app, see):
+        app.resume_run(folder.path)
+        await see("ChoiceDialog")
+        assert MARKUP[:20] in text_of(app)
+        await see("down")
+        assert "is missing" in text_of(app)
+        await see("up", "enter")
+        app.engine = SimpleNamespace(is_running=True, folder=folder, control=None)
+        await see("HomeScreen", "ctrl+q", "ChoiceDialog", "down", "escape", "HomeScreen")
+
+
+async def test_doctor_and_ways_to_fit(tmp_path, monkeypatch):
+    """What the environment and a driver call themselves, and where we are."""
+    (tmp_path / NAME).mkdir()
+    monkeypatch.chdir(tmp_path / NAME)
+    card = Card(name=TEXT, total_bytes=12 << 30, free_bytes=12 << 30, capability=(8, 6))
+    monkeypatch.setattr(hardware, "graphics_cards", lambda: (card,))
+    monkeypatch.setattr(memory_meter, "card", lambda: card)
+    for name in ("TERM", "TERM_PROGRAM", "TERM_PROGRAM_VERSION", "COLORTERM", "LANG", "TMUX", "STY", "SSH_TTY"):
+        monkeypatch.setenv(name, TEXT.replace("\0", ""))
+    async with opened((120, 40)) as (app, see):
+        app.open_screen("doctor")
+        await see("down", "down", "end", "DoctorScreen")
+        assert MARKUP[:20] in text_of(app)
+        await see("y", "escape")
+        heavy = Settings().replace(train_batch_size=8, use_ema=True, resolution=(768, 768))
+        app.push_screen(FitDialog(memory_meter.fit_of(heavy, None)))
+        await see("FitDialog", "down", "escape", "HomeScreen")
