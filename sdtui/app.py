@@ -196,6 +196,8 @@ class SdtuiApp(App[str]):
 
     def open_screen(self, name: str, *arguments: object) -> None:
         """Push a screen by its name; its module is imported now."""
+        if name != "help":
+            self.say("")  # What led here is done, and would be stale news when the present screen comes back.
         screen: Screen[Any] = load(SCREENS[name])(*arguments)
         self.push_screen(screen)
 
@@ -208,7 +210,6 @@ class SdtuiApp(App[str]):
         except EngineError as error:
             self.say(str(error), "error")
             return
-        self.say("")  # What led here is done, and would be stale news when this screen comes back.
         self.open_screen("wizard", draft)
 
     def open_typed(self, path: str) -> None:

@@ -122,6 +122,11 @@ class Draft:
         return self.now.label if self._position else ""
 
     @property
+    def is_changed(self) -> bool:
+        """Tell whether anything was changed since it was opened."""
+        return len(self._history) > 1
+
+    @property
     def redo_label(self) -> str:
         """What redo would do again, or nothing."""
         return self._history[self._position + 1].label if self._position + 1 < len(self._history) else ""

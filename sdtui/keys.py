@@ -97,6 +97,7 @@ KEYS: tuple[Key, ...] = (
         ("q", "app.leave", "Quit", "Leave the program; a training goes on."),
     ]),
     *_keys("home", [
+        ("w", "draft", "Draft", "Go on in the wizard with the draft that was left last."),
         ("s", "sort", "Sort", "Sort the runs by time, name, loss or state."),
         ("c", "clone", "Clone", "Open the wizard with a copy of the selected run's settings."),
         ("y", "copy", "Copy", "Copy the command that trains the selected run without a screen."),

@@ -42,6 +42,15 @@ def drafts_dir() -> Path:
     return data_dir() / "drafts"
 
 
+def newest_draft() -> Path | None:
+    """Return the draft that was changed last, if there is one."""
+    try:
+        drafts = [(path.stat().st_mtime_ns, path) for path in drafts_dir().glob("[!.]*.toml")]
+    except OSError:
+        return None
+    return max(drafts, default=(0, None))[1]
+
+
 def recent(kind: Kind) -> list[Recent]:
     """Return what was used before, the newest first; an unreadable memory is an empty one."""
     return [entry for entry in _read() if entry.kind == kind]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MENU = (
     ("n", "new", "New run", "from a folder of pictures"),
+    ("w", "draft", "Wizard", "on with the last draft"),
     ("o", "open", "Open run.toml", "yours or sd-scripts'"),
     ("r", "resume", "Resume", "from the newest state"),
     ("a", "attach", "Attach", "to a running training"),
@@ -182,6 +183,13 @@ class HomeScreen(Screen[None]):
         """Start a new run."""
         self._app.open_wizard()
 
+    def action_draft(self) -> None:
+        """Go on with the draft that was left last."""
+        if draft := recent.newest_draft():
+            self._app.open_wizard(draft)
+        else:
+            self._say("no draft was left: n starts one")
+
     @work(group="dialog")
     async def action_open(self) -> None:
         """Ask for a run.toml and open it."""
@@ -224,19 +232,24 @@ class HomeScreen(Screen[None]):
         """Open the doctor."""
         self._app.open_screen("doctor", self._app.terminal)
 
+    def _wanted(self) -> RunSummary | None:
+        if self.selected is None:
+            self._say("no run is listed: n starts one")
+        return self.selected
+
     def action_clone(self) -> None:
         """Open the wizard with a copy of the selected run's settings."""
-        if run := self.selected:
+        if run := self._wanted():
             self._app.open_wizard(run.path / "run.toml")
 
     def action_copy(self) -> None:
         """Copy the command that trains the selected run's settings again."""
-        if run := self.selected:
+        if run := self._wanted():
             self._say(self._app.copy_text(f"sdtui train {run.path / 'run.toml'} --set output_dir={run.path}-again"))
 
     def action_forget(self) -> None:
         """Take the selected run off the list."""
-        if run := self.selected:
+        if run := self._wanted():
             recent.forget("run", run.path)
             self._say(f"{run.name} is off this list; its files stay (runs under ./runs are always listed)")
             self._scan()
@@ -263,7 +276,7 @@ class HomeScreen(Screen[None]):
 
     def key_escape(self) -> None:
         """Leave the filter and show all."""
-        self.query_one("#filter", Input).value = ""
+        self.query_one("#filter", Input).value = self._filter = ""
         self._filter_done()
 
 
@@ -319,7 +332,8 @@ def describe(run: RunSummary) -> str:
     lines = [f"{STATES[run.state]} {run.state}  {run.step}/{run.steps}{share}"]
     if run.loss is not None:
         lines.append(f"loss {run.loss:.4f} (last 50 steps)")
-    lines.append(f"{plural(run.models, 'model')} saved   {ago(run.time)}")
+    then = ago(run.time)
+    lines.append(f"{plural(run.models, 'model')} saved   {then if then == 'now' else f'{then} ago'}")
     if run.message:
         lines += ["", run.message]
     return "\n".join([*lines, "", recent.shown_path(run.path)])

@@ -151,19 +151,29 @@ class ReviewPage(WizardPage):
         return f"sdtui train {shlex.quote(str(self.draft.target))}"
 
     def _command_text(self) -> Content:
+        shown = safe_text(self.command.removeprefix("sdtui train "), limit=400)
+        room = self.query_one("#command").content_size.width - len("$ sdtui train ")
         return Content.assemble(
             ("s", "bold"), "  save and train in this process\n",
             ("b", "bold"), "  save and train in its own process\n",
             ("w", "bold"), "  save only\n",
             "the window may be closed at any time\n\n",
             "without a screen, ", ("y", "bold"), " copies it:\n",
-            (f"$ {safe_text(self.command, limit=400)}", "dim"),
+            (f"$ sdtui train {fmt.fit_end(shown, max(8, room))}", "dim"),
         )  # fmt: skip
+
+    def on_resize(self) -> None:
+        """Show as much of the command as there is room for."""
+        self.query_one("#command", Static).update(self._command_text())
 
     # ---- actions
 
     def action_diff(self) -> None:
         """Show what saving changes, or the whole text."""
+        if self._written in (None, self.draft.text()):
+            state = "the file is new" if self._written is None else "the file holds just this"
+            self.post_message(Say(f"{state}: nothing to compare"))
+            return
         self._is_diff = not self._is_diff
         self._draw()
 

@@ -7,19 +7,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
 from textual.message import Message
-from textual.screen import Screen
 from textual.worker import get_current_worker
 
-from engine.errors import EngineError, Problem, ProblemsError, Severity
+from engine.errors import Problem, ProblemsError, Severity
 from sdtui import format as fmt
-from sdtui import recent
 from sdtui.around import Around
 from sdtui.draft import Draft, free_folder
 from sdtui.fixes import fix_for, fix_text
@@ -34,11 +32,11 @@ from sdtui.messages import (
     PlanChanged,
     PlanFailed,
     PlanProgress,
-    Say,
     StartRun,
 )
-from sdtui.outlook import PLANNED, TAKEN, Seen, find_plan, forecast, look, marks, save_draft
+from sdtui.outlook import PLANNED, TAKEN, find_plan, forecast, marks
 from sdtui.pages import PAGES, WizardPage, load, page_of
+from sdtui.screens.wizard_file import WizardFile
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.status_line import StatusLine
 from sdtui.widgets.step_bar import StepBar
@@ -46,12 +44,9 @@ from sdtui.widgets.too_small import TooSmall
 
 if TYPE_CHECKING:
     from engine.plan import Plan
-    from sdtui.app import SdtuiApp
-
-SAVE_SECONDS = 0.3
 
 
-class WizardScreen(Screen[None]):
+class WizardScreen(WizardFile):
     """Five pages over one draft."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("wizard")]
@@ -63,21 +58,13 @@ class WizardScreen(Screen[None]):
         plan: "Plan | None"
         problems: tuple[Problem, ...] = ()
 
-    @dataclass
-    class Looked(Message):
-        """A thread has looked at the disk."""
-
-        seen: Seen
-
     def __init__(self, draft: Draft) -> None:
-        super().__init__()
-        self.draft = draft
+        super().__init__(draft)
         self.plan: Plan | None = None
         self.plan_problems: tuple[Problem, ...] = ()
         self.around = Around()
         draft.look_around = self.around.problems
-        self._now, self._stamp = "", -1
-        self._is_taken = self._is_saving = False
+        self._now = ""
 
     # ---- layout
 
@@ -113,12 +100,10 @@ class WizardScreen(Screen[None]):
         """The pages that have been shown."""
         return [page for page in self.query_one("#pages").children if isinstance(page, WizardPage)]
 
-    @property
-    def _app(self) -> "SdtuiApp":
-        return cast("SdtuiApp", self.app)
-
     async def _open(self, name: str, setting: str = "") -> None:
         """Show a page, importing and mounting it if need be."""
+        if name != self._now:
+            self._say("")  # What was said of another page.
         self._now = name
         if self.page is None:
             await self._mount_page(name)
@@ -270,75 +255,10 @@ class WizardScreen(Screen[None]):
 
     def action_close(self) -> None:
         """Go back to Home; the draft is on disk."""
-        self._save_draft()
         self.dismiss(None)
-
-    # ---- disk
-
-    def _save_soon(self) -> None:
-        if not self._is_saving:
-            self._is_saving = True
-            self.set_timer(SAVE_SECONDS, self._save_draft)
-
-    def _save_draft(self) -> None:
-        self._is_saving = False
-        self._write(self.draft.draft_path, self.draft.draft_text())
-
-    @work(thread=True, group="write")
-    def _write(self, path: Path, text: str) -> None:
-        try:
-            recent.write_private(path, text)
-        except OSError as error:
-            self.post_message(Say(f"the draft can't be kept: {path}: {error.strerror or error}", "error"))
-
-    def action_save(self) -> None:
-        """Write the run.toml."""
-        self.save()
-
-    def save(self) -> bool:
-        """Write the run.toml and say so; tell whether it worked."""
-        target = self.draft.target
-        try:
-            self._stamp = save_draft(self.draft)
-        except OSError as error:
-            self._say(f"{recent.shown_path(target)} can't be written: {error.strerror or error}", "error")
-            return False
-        self._say(f"saved {recent.shown_path(target)}")
-        self._tell(DraftChanged)
-        return True
-
-    @work(thread=True, exclusive=True, group="look")
-    def _look(self) -> None:
-        """Look whether somebody else has changed the file, and whether the run's folder is taken."""
-        seen = look(self.draft.target, self._stamp, output_dir=self.draft.settings.saving.output_dir)
-        self.post_message(self.Looked(seen))
-
-    @on(Looked)
-    def _looked(self, event: Looked) -> None:
-        seen = event.seen
-        is_old = seen.stamp < self._stamp
-        if not is_old:
-            self._stamp = seen.stamp
-        if seen.is_taken != self._is_taken:
-            self._is_taken = seen.is_taken
-            self._tell(DraftChanged)
-            self._draw_bar()
-        if seen.text is not None and not is_old and seen.text != self.draft.now.base:
-            name = self.draft.target.name
-            self._changed(self.draft.take_file(seen.text), f"{name} was changed outside and read again   z undo")
-
-    def action_editor(self) -> None:
-        """Edit the TOML in the user's editor."""
-        from sdtui.editor import edit_text
-
-        try:
-            text = edit_text(self._app, self.draft.text(), name=f"{self.draft.name}.toml")
-            if text is None or text == self.draft.text():
-                self._say("nothing changed")
-                return
-            self._changed(self.draft.take_text(text), "taken from the editor   z undo")
-        except EngineError as error:
-            self._say(str(error), "error")
+        if self.draft.is_changed:
+            self._save_draft()
+            self._app.say("the draft is kept: w on Home goes on with it")
 
     # ---- plan
 

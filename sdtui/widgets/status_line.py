@@ -1,4 +1,4 @@
-"""One line for what has just happened; it never asks for anything."""
+"""What has just happened, in one line, or in as many as it takes; it never asks for anything."""
 
 from textual.content import Content
 from textual.widgets import Static
@@ -17,4 +17,4 @@ class StatusLine(Static):
         """Show a message in place of the one before."""
         mark = "" if severity == "info" else f"{SEVERITY_MARKS[severity]} "
         self.set_classes(f"-{severity}")
-        self.update(Content(mark + safe_text(" ".join(text.split()), limit=400)))
+        self.update(Content(mark + safe_text(" ".join(text.splitlines()), limit=400)))

@@ -245,3 +245,60 @@ def test_memory_that_cannot_be_read_is_empty(tmp_path):
     recent.remember("model", "some/model")
     assert [entry.name for entry in recent.recent("model")] == ["some/model"]
     assert (recent.data_dir() / "recent.json").stat().st_mode & 0o077 == 0
+
+
+async def test_the_last_draft_is_taken_up_again():
+    async with open_home() as (app, pilot):
+        await press(pilot, "w")
+        assert "no draft was left" in home(app)
+
+        app.open_wizard()
+        await settle(pilot)
+        app.screen.draft.change({"seed": 7})
+        app.screen.action_close()
+        await settle(pilot)
+        assert "the draft is kept: w on Home goes on with it" in home(app)
+
+        await press(pilot, "w")
+        assert app.screen.draft.settings.training.seed == 7
+
+
+async def test_a_draft_that_was_not_changed_leaves_no_file():
+    async with open_home() as (app, pilot):
+        app.open_wizard()
+        await settle(pilot)
+        app.screen.action_close()
+        await settle(pilot)
+
+        assert recent.newest_draft() is None
+
+
+@pytest.mark.parametrize("key", ["c", "y", "x"])
+async def test_a_key_that_needs_a_run_says_so(key):
+    async with open_home() as (app, pilot):
+        await press(pilot, key)
+
+        assert "no run is listed" in home(app)
+
+
+async def test_esc_puts_the_filter_away(runs):
+    async with open_home() as (app, pilot):
+        await press(pilot, "slash", "x", "escape")
+
+        assert not app.screen.query_one("#filter").display
+
+
+async def test_what_was_said_is_gone_when_another_screen_has_been_open():
+    async with open_home() as (app, pilot):
+        await press(pilot, "a", "u", "escape")
+
+        assert isinstance(app.screen, HomeScreen)
+        assert "no run to attach" not in home(app)
+
+
+async def test_a_message_longer_than_the_line_is_shown_whole():
+    async with open_home() as (app, pilot):
+        app.say("word " * 20 + "and its   end", "error")
+        await settle(pilot)
+
+        assert "and its   end" in home(app)

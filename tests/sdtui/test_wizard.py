@@ -157,6 +157,7 @@ async def test_the_draft_is_on_disk_from_the_first_change():
 async def test_leaving_keeps_the_draft_and_goes_home():
     async with open_wizard() as (app, pilot):
         draft = app.screen.draft
+        draft.change({"seed": 7})
         await press(pilot, "tab", "q")
 
         assert type(app.screen).__name__ == "HomeScreen"
@@ -410,6 +411,24 @@ async def test_the_diff_and_the_whole_text():
         assert "+seed = 7" not in text_of(app)
         await press(pilot, "w")
         assert "saved" in text_of(app)
+
+
+async def test_the_command_is_in_view_and_d_says_when_nothing_differs():
+    async with open_wizard(step=5) as (app, pilot):
+        assert "/runs/run-01/run.toml" in text_of(app).split("$ sdtui train")[1]
+
+        await press(pilot, "d")
+        assert "a new file" in text_of(app)
+        assert "nothing to compare" in text_of(app)
+
+
+async def test_what_was_said_of_one_page_is_gone_on_the_next():
+    async with open_wizard() as (app, pilot):
+        await press(pilot, "z")
+        assert "nothing to undo" in text_of(app)
+
+        await press(pilot, "5")
+        assert "nothing to undo" not in text_of(app)
 
 
 async def test_the_headless_command_is_copied_and_quoted(tmp_path):
