@@ -198,7 +198,7 @@ def _check(given: Given) -> tuple[Any, list[Problem]]:
 def _as_problem(given: Given, error: ValidationError) -> Problem:
     """Say what was expected, in the words of the first error: others repeat it for each member of a union."""
     first = error.errors(include_url=False)[0]
-    expected = first["msg"].removeprefix("Value error, ")
+    expected = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     expected = expected[:1].lower() + expected[1:]
     hint = ""
     if first["type"] == "literal_error" and isinstance(given.value, str):

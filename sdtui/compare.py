@@ -84,13 +84,22 @@ def rename(path: Path, name: str) -> Path:
         EngineError: Its engine runs, the name is not one, or it is taken.
     """
     _check_at_rest(path)
+    return move_back(path, new_path(path, name))
+
+
+def new_path(path: Path, name: str) -> Path:
+    """Return a run folder's path under another name, which may be its own.
+
+    Raises:
+        EngineError: The name is not one, or it is taken.
+    """
     is_name = name.isprintable() and not FORBIDDEN & set(name) and name.strip(". ") == name and name
     if not is_name or len(name) > NAME_LIMIT:
         raise EngineError(f"{safe_text(name)!r} can't be a folder's name: use letters, digits, - and _")
     target = path.with_name(name)
-    if target.exists():
+    if target != path and target.exists():
         raise EngineError(f"{safe_text(name)} is there already: choose another name")
-    return move_back(path, target)
+    return target
 
 
 def move_back(path: Path, target: Path) -> Path:

@@ -40,9 +40,9 @@ def add_source(draft: DraftFiles, path: Path) -> Changes:
     Raises:
         EngineError: The path is none of these.
     """
-    path = written_path(str(path)).absolute()
     dataset = draft.settings.dataset
-    kind = _kind(path)
+    kind = kind_of_source(str(path))
+    path = written_path(str(path)).absolute()
     if kind == "config":
         return _names(path)
     key = {"folder": "image_dir", "metadata": "metadata_file"}[kind]
@@ -140,7 +140,13 @@ def _is_free_for(path: Path, text: str) -> bool:
     return not path.exists() or path.read_text("utf-8") == text
 
 
-def _kind(path: Path) -> str:
+def kind_of_source(typed: str) -> str:
+    """Return what a path holds as somebody typed it: folder, metadata or config.
+
+    Raises:
+        EngineError: It is none of these.
+    """
+    path = written_path(typed).absolute()
     if path.is_dir():
         return "folder"
     if not path.is_file():

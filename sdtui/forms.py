@@ -96,6 +96,9 @@ def _bounds(field: FieldInfo) -> str:
     return " ".join(parts)
 
 
+SHORT = {"lr": "learning_rate", "bs": "batch_size", "te": "text_encoder"}
+"""What people call settings."""
+
 ROWS: dict[str, Row] = {
     name: _row(section, name, field) for section, cls in SECTIONS.items() for name, field in cls.model_fields.items()
 }
@@ -115,7 +118,7 @@ def search(words: str) -> tuple[Row, ...]:
 def _ranked(wanted: list[str]) -> Iterator[tuple[int, Row]]:
     for row in ROWS.values():
         name, rest = row.name.lower(), f"{row.section} {row.help}".lower()
-        if all(word in name or word.replace(" ", "_") in name for word in wanted):
+        if all(word in name or SHORT.get(word, word) in name for word in wanted):
             yield 0, row
         elif all(word in f"{name} {rest}" for word in wanted):
             yield 1, row

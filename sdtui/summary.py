@@ -1,5 +1,6 @@
 """A run folder in a few words for lists: state, step, loss, time; reads the ends of its event log only."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,3 +119,8 @@ def _message(events: list[Event]) -> str:
         saved = f", saved {last.saved}" if last.saved else ", nothing saved"
         return safe_text(f"stopped by {last.reason}{saved}", limit=600)
     return safe_text(f"saved {last.path}", limit=600) if last else ""
+
+
+def command_again(path: Path) -> str:
+    """Return the command that trains a run once more, in a folder beside it: its own is never written anew."""
+    return shlex.join(["sdtui", "train", str(path / "run.toml"), "--set", f"output_dir={path}-again"])

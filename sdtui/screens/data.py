@@ -22,7 +22,7 @@ from engine.errors import EngineError, safe_text
 from engine.run import cache_dir
 from sdtui.captioning_entry import CaptioningEntry
 from sdtui.dataset_facts import DataFacts, Group, Rows, StoppedError, examine, groups_of, is_same_data, matching
-from sdtui.dataset_file import Changes, add_source, remove_source, set_part
+from sdtui.dataset_file import Changes, add_source, kind_of_source, remove_source, set_part
 from sdtui.draft import Draft
 from sdtui.format import SEVERITY_MARKS, count, fit
 from sdtui.keys import bindings
@@ -89,9 +89,9 @@ class DataPage(CaptioningEntry, WizardPage):
                 findings.border_title = "Findings"
                 yield RowList(self._group_row, name="findings", empty=" a names the folder of your pictures")
             with Vertical(classes="pane", id="pictures-pane"):
-                columns = [Column(title=" picture"), Column(title="size", width=9), Column(title="tok", width=4)]
+                columns = [Column(title=" picture"), Column(title="size", width=9), Column(title="tok", width=5)]
                 yield VirtualTable(columns, self._values, name="pictures", empty=" no picture")
-                yield Field(placeholder="text of the name or the caption; enter keeps, esc ends", id="filter")
+                yield Field(placeholder="part of a name or caption", id="filter")
         yield PicturePane(picture_mode(self.app.terminal), name="picture-pane")  # type: ignore[attr-defined]
         yield DataSide(name="side")
 
@@ -351,11 +351,12 @@ class DataPage(CaptioningEntry, WizardPage):
         """Ask for a folder or file and add it."""
         from sdtui.screens.path_prompt import PathPrompt
 
-        self.app.push_screen(PathPrompt("Folder of pictures, metadata .json, or dataset.toml"), self._add)
+        title = "Folder of pictures, metadata .json, or dataset.toml"
+        self.app.push_screen(PathPrompt(title, check=kind_of_source), self._add)
 
     def _add(self, path: str | None) -> None:
         if path:
-            self.change_by(partial(add_source, self.draft, Path(path)), f"pictures of {Path(path).name}")
+            self.change_by(partial(add_source, self.draft, Path(path)), f"added {Path(path).name}")
 
     def action_remove(self) -> None:
         """Take a folder out of the data set."""

@@ -1,5 +1,6 @@
 """The help: every key that works where it was asked for, from the table of keys; / searches."""
 
+import textwrap
 from typing import ClassVar
 
 from textual import on
@@ -15,6 +16,8 @@ from sdtui.keys import KEYS, SCOPES, Key, bindings
 from sdtui.widgets.field import Field
 from sdtui.widgets.row_list import Cell, RowList
 
+KEY_WIDTH = 14
+
 
 class HelpScreen(ModalScreen[None]):
     """Lists keys by scope, those of the present screen first."""
@@ -29,34 +32,43 @@ class HelpScreen(ModalScreen[None]):
         first = [scope for scope in active if scope in SCOPES and scope not in ("app", "list")]
         self._scopes = [*first, "app", "list"]
         self._scopes += [scope for scope in SCOPES if scope not in self._scopes]
-        self._rows: list[Key | str] = []
+        self._rows: list[tuple[str, str, str]] = []
+        """Of each row key, text and style."""
 
     def compose(self) -> ComposeResult:
         """Lay out the help."""
         with Vertical(classes="dialog pane", id="help-dialog") as pane:
             pane.border_title = Content("Keys")
             pane.border_subtitle = Content("letters act while no input has the focus; esc leaves an input")
-            yield Field(placeholder="type to search", id="help-search", compact=True)
+            yield Field(placeholder="/ searches", id="help-search", compact=True)
             yield RowList(self._row, name="help-keys")
 
     def on_mount(self) -> None:
         """Show all keys."""
         self._fill("")
 
+    def on_resize(self) -> None:
+        """Fold the lines anew."""
+        self.call_after_refresh(lambda: self._fill(self.query_one(Input).value))
+
     def _fill(self, words: str) -> None:
         wanted = words.lower().split()
+        width = self.query_one(RowList).scrollable_content_region.width - KEY_WIDTH
         self._rows = []
         for scope in self._scopes:
             keys = [key for key in KEYS if key.scope == scope and _matches(key, wanted)]
             if keys:
-                self._rows += [SCOPES[scope], *keys]
+                self._rows.append((f" {SCOPES[scope]}", "", "title"))
+                for key in keys:
+                    first, *rest = textwrap.wrap(key.help, max(20, width))
+                    self._rows += [(f"   {key.shown_key}", first, ""), *(("", line, "") for line in rest)]
         self.query_one(RowList).show_rows(len(self._rows), cursor=0)
 
     def _row(self, index: int, width: int) -> list[Cell]:
-        row = self._rows[index]
-        if isinstance(row, str):
-            return [(fit(f" {row}", width), "title")]
-        return [(fit(f"   {row.shown_key}", 14), "key"), (fit(row.help, width - 14), "")]
+        key, text, style = self._rows[index]
+        if style:
+            return [(fit(key, width), style)]
+        return [(fit(key, KEY_WIDTH), "key"), (fit(text, width - KEY_WIDTH), "")]
 
     @on(Input.Changed)
     def _search(self, event: Input.Changed) -> None:

@@ -14,12 +14,13 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
+from engine.paths import written_path
 from engine.run import list_runs
 from sdtui import recent
 from sdtui.format import STATES, ago, fit, plural
 from sdtui.keys import bindings, keys_of
 from sdtui.messages import OpenRun
-from sdtui.summary import RunSummary, summaries
+from sdtui.summary import RunSummary, command_again, summaries
 from sdtui.terminal import Terminal
 from sdtui.widgets.field import Field
 from sdtui.widgets.key_footer import KeyFooter
@@ -195,7 +196,7 @@ class HomeScreen(Screen[None]):
         """Ask for a run.toml and open it."""
         from sdtui.screens.path_prompt import PathPrompt
 
-        path = await self._app.push_screen_wait(PathPrompt("Open a run.toml", accepts="toml"))
+        path = await self._app.push_screen_wait(PathPrompt("Open a run.toml", accepts="toml", check=_read_toml))
         if path:
             self._app.open_typed(path)
 
@@ -245,7 +246,7 @@ class HomeScreen(Screen[None]):
     def action_copy(self) -> None:
         """Copy the command that trains the selected run's settings again."""
         if run := self._wanted():
-            self._say(self._app.copy_text(f"sdtui train {run.path / 'run.toml'} --set output_dir={run.path}-again"))
+            self._say(self._app.copy_text(command_again(run.path)))
 
     def action_forget(self) -> None:
         """Take the selected run off the list."""
@@ -288,6 +289,12 @@ WELCOME = (
     "nothing is trained before you\n"
     "start it on the last."
 )
+
+
+def _read_toml(path: str) -> None:
+    from sdtui.draft import read_text
+
+    read_text(written_path(path))
 
 
 def _hint(terminal: Terminal) -> str:

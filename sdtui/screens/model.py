@@ -223,7 +223,7 @@ class ModelPage(PredictionProbe):
         values: dict[str, object] = {MODEL: name}
         if name != self._chosen:
             values |= {said: None for said in ("v_parameterization", "v2") if self.draft.origin(said) == "you"}
-        self.change(values, f"model {Path(name).name}")
+        self.change(values, f"model: {'/'.join(Path(name).parts[-2:])}")
         self._list.focus()
 
     def on_key(self, event: events.Key) -> None:

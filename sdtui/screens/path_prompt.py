@@ -1,8 +1,10 @@
 """A dialog that asks for a path, with the continuations of what is typed beside it."""
 
+import asyncio
+from collections.abc import Callable
 from typing import ClassVar
 
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
@@ -10,7 +12,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from engine.errors import safe_text
+from engine.errors import EngineError, safe_text
 from sdtui.format import fit
 from sdtui.keys import bindings
 from sdtui.widgets.path_input import Accepts, PathInput
@@ -18,15 +20,21 @@ from sdtui.widgets.row_list import Cell, RowList
 
 
 class PathPrompt(ModalScreen[str | None]):
-    """Asks for a path; dismissed with its text, or None."""
+    """Asks for a path; dismissed with its text, or None.
+
+    `check` raises an EngineError for a path that can't be taken, in a thread; what was typed then stays to be mended.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog")]
 
-    def __init__(self, title: str, *, accepts: Accepts = "any", value: str = "") -> None:
+    def __init__(
+        self, title: str, *, accepts: Accepts = "any", value: str = "", check: Callable[[str], object] | None = None
+    ) -> None:
         super().__init__()
         self._title = title
         self._accepts: Accepts = accepts
         self._value = value
+        self._check = check
         self._candidates: tuple[str, ...] = ()
 
     def compose(self) -> ComposeResult:
@@ -35,6 +43,7 @@ class PathPrompt(ModalScreen[str | None]):
             pane.border_title = Content(self._title)
             yield PathInput(self._value, accepts=self._accepts, placeholder="path", name="path")
             yield RowList(self._row, name="candidates", empty="nothing here continues this path")
+            yield Static("", markup=False, id="fault")
             yield Static("tab complete   enter take   esc close", markup=False, classes="hint")
 
     def on_mount(self) -> None:
@@ -58,9 +67,18 @@ class PathPrompt(ModalScreen[str | None]):
         path.focus()
 
     @on(Input.Submitted)
-    def _done(self, event: Input.Submitted) -> None:
-        if event.value.strip():
-            self.dismiss(event.value.strip())
+    @work(exclusive=True, group="check")
+    async def _done(self, event: Input.Submitted) -> None:
+        path = event.value.strip()
+        if not path:
+            return
+        try:
+            if self._check is not None:
+                await asyncio.to_thread(self._check, path)
+        except EngineError as error:
+            self.query_one("#fault", Static).update(Content(f"\u2717 {safe_text(str(error), limit=400)}"))
+        else:
+            self.dismiss(path)
 
     def action_close(self) -> None:
         """Close without a path."""

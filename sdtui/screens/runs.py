@@ -17,7 +17,7 @@ from textual.widgets import Input, Static
 from engine.errors import EngineError, safe_text
 from engine.run import RunFolder, list_runs
 from sdtui.chart import Trace
-from sdtui.compare import differences, move_back, move_to_trash, read_settings, rename
+from sdtui.compare import differences, move_back, move_to_trash, new_path, read_settings, rename
 from sdtui.curvestore import RunReader, Update
 from sdtui.format import STATES, ago, plural
 from sdtui.keys import bindings
@@ -26,7 +26,7 @@ from sdtui.recent import shown_path
 from sdtui.runstate import DECAYS, RunState
 from sdtui.screens.choice import Choice, ChoiceDialog
 from sdtui.screens.train_dialogs import TextDialog
-from sdtui.summary import RunSummary, summaries
+from sdtui.summary import RunSummary, command_again, summaries
 from sdtui.terminal import picture_mode
 from sdtui.widgets.field import Field
 from sdtui.widgets.key_footer import KeyFooter
@@ -295,9 +295,7 @@ class RunsScreen(Screen[None]):
     def action_copy(self) -> None:
         """Copy the command that trains the run again."""
         if self._current:
-            import shlex
-
-            command = f"sdtui train {shlex.quote(str(self._current.path / 'run.toml'))}"
+            command = command_again(self._current.path)
             self._app.say(f"{safe_text(command)}: {self._app.copy_text(command)}")
 
     @work(group="dialog")
@@ -306,7 +304,10 @@ class RunsScreen(Screen[None]):
         current = self._current
         if current is None:
             return
-        name = await self.app.push_screen_wait(TextDialog("Rename", "The folder's new name.", value=current.path.name))
+        old = current.path
+        name = await self.app.push_screen_wait(
+            TextDialog("Rename", "The folder's new name.", value=old.name, check=lambda name: new_path(old, name))
+        )
         if name and name != current.path.name:
             self._move(current.path, lambda: rename(current.path, name), "renamed")
 

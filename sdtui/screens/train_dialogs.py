@@ -1,6 +1,6 @@
 """What the training screen asks and shows on top of itself: stop, a typed word or number, the log, large samples."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -14,7 +14,7 @@ from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from engine.errors import safe_text
+from engine.errors import EngineError, safe_text
 from engine.events import Sampled
 from sdtui.format import fit
 from sdtui.keys import bindings
@@ -49,12 +49,21 @@ def stop_dialog() -> ChoiceDialog:
 
 
 class TextDialog(ModalScreen[str | None]):
-    """Asks for a word, or for a whole number from 0 on."""
+    """Asks for a word, or for a whole number from 0 on; `check` raises an EngineError for what can't be taken."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog")]
 
-    def __init__(self, title: str, text: str, *, value: str = "", is_number: bool = False) -> None:
+    def __init__(
+        self,
+        title: str,
+        text: str,
+        *,
+        value: str = "",
+        is_number: bool = False,
+        check: Callable[[str], object] = str,
+    ) -> None:
         super().__init__()
+        self._check = check
         self._title, self._text, self._value, self._is_number = title, text, value, is_number
 
     def compose(self) -> ComposeResult:
@@ -63,15 +72,24 @@ class TextDialog(ModalScreen[str | None]):
             pane.border_title = Content(self._title)
             yield Static(Content(self._text), classes="dialog-text")
             yield Field(self._value, type="integer" if self._is_number else "text", max_length=200)
+            yield Static("", markup=False, id="fault")
             yield Static(Content("enter take   esc close"), classes="hint")
 
     @on(Input.Submitted)
     def _take(self, event: Input.Submitted) -> None:
         typed = event.value.strip()
         if self._is_number and not typed.isdecimal():
-            self.query_one(".hint", Static).update(Content("a whole number from 0 on, such as 200"))
+            self._refuse("a whole number from 0 on, such as 200")
             return
-        self.dismiss(typed)
+        try:
+            self._check(typed)
+        except EngineError as error:
+            self._refuse(str(error))
+        else:
+            self.dismiss(typed)
+
+    def _refuse(self, why: str) -> None:
+        self.query_one("#fault", Static).update(Content(f"\u2717 {why}"))
 
     def action_close(self) -> None:
         """Close without an answer."""

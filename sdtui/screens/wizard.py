@@ -5,7 +5,7 @@ It alone changes the draft: pages ask by message, and are told what came of it.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -310,7 +310,7 @@ class WizardScreen(WizardFile):
     def _start(self, event: StartRun) -> None:
         errors = [problem for problem in self.problems if problem.severity == "error"]
         if errors:
-            self._say(f"{fmt.plural(len(errors), 'error')} first: {errors[0]}", "error")
+            self._say(f"{fmt.plural(len(errors), 'error')} first: {replace(errors[0], where='')}", "error")
             return
         if not self.save():
             return

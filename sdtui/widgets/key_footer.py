@@ -5,9 +5,14 @@ from typing import ClassVar
 from rich.cells import cell_len
 from rich.segment import Segment
 from textual import events
+from textual.keys import key_to_character
 from textual.screen import Screen
 from textual.strip import Strip
 from textual.widget import Widget
+from textual.widgets import Input
+
+TYPING = (("enter", "enter", "Take", "take"), ("escape", "esc", "Leave", "leave"))
+"""What the keys do that a field keeps for itself."""
 
 
 class KeyFooter(Widget):
@@ -29,13 +34,16 @@ class KeyFooter(Widget):
 
     def shown(self, width: int) -> list[tuple[str, str, str]]:
         """Return (key, shown key, label) of the bindings that fit into `width` cells."""
-        rows = []
+        rows = [*TYPING] if self._is_typing else []
         seen: set[str] = set()
         for active in self.screen.active_bindings.values():
             binding = active.binding
+            if self._is_typing and (_is_typed(binding.key) or binding.key in ("enter", "escape")):
+                continue
             if binding.show and active.enabled and binding.action not in seen:
                 seen.add(binding.action)
-                rows.append((binding.key, binding.key_display or binding.key, binding.description, binding.action))
+                shown = "F1" if binding.key == "f1" else binding.key_display or binding.key
+                rows.append((binding.key, shown, binding.description, binding.action))
         last = [row for row in rows if row[3] in self.ALWAYS]
         room = width - sum(_width(row) for row in last)
         kept = []
@@ -45,6 +53,10 @@ class KeyFooter(Widget):
                 break
             kept.append(row)
         return [row[:3] for row in (*kept, *last)]
+
+    @property
+    def _is_typing(self) -> bool:
+        return isinstance(self.screen.focused, Input)
 
     def render_line(self, y: int) -> Strip:
         """Return the line."""
@@ -66,6 +78,12 @@ class KeyFooter(Widget):
         for start, end, key in self._spans:
             if start <= event.x < end:
                 self.app.simulate_key(key)
+
+
+def _is_typed(key: str) -> bool:
+    """Tell whether a key writes a character where an input has the focus."""
+    character = "/" if key == "slash" else key_to_character(key)
+    return character is not None and character.isprintable()
 
 
 def _width(row: tuple[str, str, str, str]) -> int:

@@ -71,7 +71,7 @@ class _PathSuggester(Suggester):
 class PathInput(Field):
     """One line for a path. Tab takes what all continuations share; posts `Candidates` for a list beside it."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", "Complete", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", "Complete", key_display="tab")]
 
     @dataclass
     class Candidates(Message):

@@ -63,7 +63,7 @@ class StepBar(Widget):
             length = cell_len(text + mark) + bool(count)
             self._spans.append((x, x + length, page.name))
             x += length
-        meter = fit(f"{self._meter} ", width - x, is_right=True)
+        meter = fit(f"{_fitting(self._meter, width - x - 2)} ", width - x, is_right=True)
         segments.append(Segment(meter, self.get_component_rich_style("steps--meter")))
         return Strip(segments).adjust_cell_length(width, self.rich_style)
 
@@ -72,3 +72,11 @@ class StepBar(Widget):
         for start, end, name in self._spans:
             if start <= event.x < end:
                 self.post_message(self.Clicked(name))
+
+
+def _fitting(meter: str, room: int) -> str:
+    """Return as many parts of the meter as there is room for, the first ones first: half a number misleads."""
+    parts = meter.split("  ")
+    while len(parts) > 1 and cell_len("  ".join(parts)) > room:
+        parts.pop()
+    return "  ".join(parts)

@@ -6,6 +6,7 @@ import pytest
 
 from engine.errors import EngineError
 from sdtui.compare import TRASH, common_steps, differences, move_to_trash, rename
+from sdtui.summary import command_again
 from tests.sdtui.fake_run import TIME, FakeRun
 from tests.sdtui.screen_support import matches_snapshot, press, shown, text_of
 
@@ -191,3 +192,9 @@ def test_the_trash_lies_beside_the_run_and_is_no_run(parent):
     assert first != second
     assert [path.parent.name for path in (first, second)] == [TRASH, TRASH]
     assert (first / "events.jsonl").exists()
+
+
+def test_the_command_to_train_again_names_a_folder_of_its_own(tmp_path):
+    command = command_again(tmp_path / "my run")
+
+    assert command == f"sdtui train '{tmp_path}/my run/run.toml' --set 'output_dir={tmp_path}/my run-again'"

@@ -17,6 +17,7 @@ from sdtui.messages import DraftChanged, OpenStep
 from sdtui.screens import doctor, review, wizard
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.setting_table import SettingTable, ValueInput
+from sdtui.widgets.step_bar import StepBar
 from tests.sdtui.fake_run import FakeRun
 from tests.sdtui.screen_support import Host, matches_snapshot, press, settle, text_of
 
@@ -468,6 +469,8 @@ async def test_the_footer_shows_keys_that_fit_and_always_help():
         assert len(footer.shown(30)) < len(footer.shown(200))
         await press(pilot, "slash")
         assert isinstance(app.focused, Input)
+        shown = [(key, label) for _key, key, label in footer.shown(80)]
+        assert shown == [("enter", "Take"), ("esc", "Leave"), ("^p", "Palette"), ("F1", "Help")]
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
@@ -528,3 +531,14 @@ async def test_problems_of_pictures_mark_the_data_step():
         await settle(pilot)
 
         assert "2 Data \u27172" in text_of(app)
+
+
+async def test_what_does_not_fit_into_the_first_line_is_left_out_not_cut():
+    async with open_wizard() as (app, _pilot):
+        bar = app.screen.query_one(StepBar)
+        bar.show("options", {}, "2.8G on a card  40 img  500 steps  46 ep")
+        assert bar.render_line(0).text.endswith(" 2.8G on a card  40 img ")
+
+
+def test_settings_are_found_by_what_people_call_them():
+    assert "learning_rate" in [row.name for row in search("lr")]
