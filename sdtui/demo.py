@@ -37,7 +37,7 @@ output_name = "hearts"
 [sampling]
 sample_prompts = "prompts.txt"
 sample_at_first = true
-sample_every_n_steps = {steps}
+sample_every_n_steps = {half}
 sample_sampler = "ddim"
 """
 
@@ -97,7 +97,11 @@ def write_project(folder: Path, *, steps: int = STEPS) -> None:
     """
     from sdtui.starter import model_folder, write_pictures
 
-    texts = {"run.toml": RUN_TOML.format(steps=steps), "dataset.toml": DATASET_TOML, "prompts.txt": PROMPTS}
+    texts = {
+        "run.toml": RUN_TOML.format(steps=steps, half=max(1, steps // 2)),
+        "dataset.toml": DATASET_TOML,
+        "prompts.txt": PROMPTS,
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "model").exists():
