@@ -102,7 +102,7 @@ class TrainScreen(Screen[None]):
                 timeline.border_title = "Models"
                 yield RowList(self._timeline_row, name="timeline-rows", empty="none saved yet")
         yield StatusLine()
-        yield KeyFooter()
+        yield KeyFooter(lambda action: train_view.offers(self.state, action))
 
     def on_mount(self) -> None:
         """Begin to follow the run."""
@@ -213,6 +213,7 @@ class TrainScreen(Screen[None]):
             panel.display = bool(text)
             panel.set_classes(style)
             panel.update(Content(text))
+            self.query_one(KeyFooter).refresh()
 
     def _draw_plots(self) -> None:
         self._plot.draw()

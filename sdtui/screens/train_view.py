@@ -10,7 +10,7 @@ from engine.display import STAGES, duration, size
 from engine.errors import safe_text
 from engine.events import Failed, Finished, Interrupted
 from sdtui.format import STATES, ago, number
-from sdtui.runstate import RunState
+from sdtui.runstate import ENDED, RunState
 from sdtui.widgets.event_log import clock
 from sdtui.widgets.row_list import Cell
 
@@ -18,6 +18,7 @@ PHASE_WORDS = {
     "starting": "starting", "running": "training", "paused": "paused", "finished": "finished",
     "stopped": "stopped", "failed": "failed", "crashed": "engine gone",
 }  # fmt: skip
+STEERING = frozenset(("pause", "save", "sample", "stop", "detach", "cadence"))
 SILENT_SECONDS = 60.0  # Longer without an event is worth a warning.
 
 
@@ -160,3 +161,13 @@ def ending(state: RunState) -> tuple[str, str]:
         text = f"\u2717 ENGINE GONE at step {state.step}: its process ended without a word (killed, or out of memory)"
         return text + "\nl log   q back", "-failed"
     return "", ""
+
+
+def offers(state: RunState, action: str) -> bool | None:
+    """Tell whether the footer offers an action; None leaves it to the table of keys.
+
+    Nothing steers a run that has ended: what is left is to look, and to go back.
+    """
+    if state.phase not in ENDED:
+        return None
+    return {"close": True, "view": True}.get(action, False if action in STEERING else None)

@@ -1,5 +1,6 @@
 """The last line: the keys that work here, as many as fit, help and palette always among them."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -16,13 +17,17 @@ TYPING = (("enter", "enter", "Take", "take"), ("escape", "esc", "Leave", "leave"
 
 
 class KeyFooter(Widget):
-    """Draws the screen's active bindings; a click does what its key does."""
+    """Draws the screen's active bindings; a click does what its key does.
+
+    `offers(action)` tells whether an action is worth its place now; None leaves that to the table of keys.
+    """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"footer--key", "footer--label"}
     ALWAYS = ("help",)
 
-    def __init__(self) -> None:
+    def __init__(self, offers: Callable[[str], bool | None] = lambda _action: None) -> None:
         super().__init__()
+        self._offers = offers
         self._spans: list[tuple[int, int, str]] = []
 
     def on_mount(self) -> None:
@@ -40,7 +45,8 @@ class KeyFooter(Widget):
             binding = active.binding
             if self._is_typing and (_is_typed(binding.key) or binding.key in ("enter", "escape")):
                 continue
-            if binding.show and active.enabled and binding.action not in seen:
+            offered = self._offers(binding.action)
+            if (binding.show if offered is None else offered) and active.enabled and binding.action not in seen:
                 seen.add(binding.action)
                 shown = "F1" if binding.key == "f1" else binding.key_display or binding.key
                 rows.append((binding.key, shown, binding.description, binding.action))

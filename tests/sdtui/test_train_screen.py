@@ -75,6 +75,9 @@ async def test_a_finished_run(tmp_path):
         for key in ("space", "S", "P", "X"):
             await press(pilot, key)
             assert "the run has ended: nothing to" in text_of(app)
+        offered = text_of(app).splitlines()[-1]
+        assert "esc Back" in offered
+        assert not any(word in offered for word in ("Pause", "Save", "Sample", "Stop"))
     assert asked(folder) == []
 
 
