@@ -68,6 +68,11 @@ class Bench:
 
         keys = self._pictures(choices).keys()
         found, problems = read_all(self._texts(choices), keys)
+        if not problems and not choices.output_path and choices.extension == ".txt":
+            hidden = sum((self.folder / key).with_suffix(".caption").exists() for key in keys)
+            if hidden:
+                said = "have a .caption, which training reads first unless caption_extension is .txt: t takes BLIP"
+                return {key: found.get(key) for key in keys}, f"{hidden} of {len(keys)} pictures {said}"
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         return {key: found.get(key) for key in keys}, f"{problems[0]}{more}" if problems else ""
 

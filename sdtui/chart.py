@@ -59,7 +59,8 @@ def draw(traces: Sequence[Trace], view: View, *, width: int, height: int) -> Fra
     rows, cells = max(1, height - 1), max(1, width - _MARGIN)
     spans = [trace_extremes(trace, view, columns=cells * 2) for trace in traces]
     low, high = value_range(spans, is_log=view.is_log)
-    labels = y_labels(low, high, rows=rows, is_log=view.is_log)
+    has_values = any(not np.isnan(lows_C).all() for lows_C, _highs_C in spans)
+    labels = y_labels(low, high, rows=rows, is_log=view.is_log) if has_values else {}
     codes_HW, owners_HW = np.zeros((rows, cells), np.uint8), np.full((rows, cells), -1, np.int8)
     for owner, (lows_C, highs_C) in enumerate(spans):
         bottoms_C, tops_C = (_to_rows(values_C, low, high, rows * 4) for values_C in (lows_C, highs_C))
@@ -240,6 +241,8 @@ def _x_axis(view: View, cells: int) -> list[Span]:
     corner, line = ("+", "-") if view.is_ascii else ("\u2514", "\u2500")
     axis = [line] * cells
     for tick in nice_ticks(view.first, view.last, max(1, cells // 14)):
+        if tick != round(tick):
+            continue  # There is no step between two steps.
         label = f"{tick:.0f}"
         start = column_of(tick, view, cells)
         if start + len(label) <= cells:

@@ -142,7 +142,8 @@ class CaptioningScreen(Screen[bool]):
 
     def _draw(self) -> None:
         without = sum(not text for text in self._texts.values())
-        title = f"{count(len(self._keys))} pictures, {count(without)} without text"
+        kind = "text" if self._choices.output_path else self._choices.extension
+        title = f"{count(len(self._keys))} pictures, {count(without)} without {kind}"
         self.query_one("#left").border_title = Content(title)
         self.query_one(RowList).show_rows(len(self._keys))
         self._draw_picture()
@@ -180,7 +181,7 @@ class CaptioningScreen(Screen[bool]):
 
     def _draw_choices(self) -> None:
         chosen = self._choices
-        model = safe_text(chosen.model, limit=60) or "(the usual one; m names a folder or hub id)"
+        model = safe_text(chosen.model, limit=60) or "(usual; m names another)"
         target = safe_text(chosen.output_path, limit=60) or chosen.extension
         parts = (f"{chosen.captioner} \u2192 {target}", chosen.mode, chosen.told(), f"model {model}")
         line = "   ".join(part for part in parts if part)

@@ -344,6 +344,7 @@ class DataPage(CaptioningEntry, WizardPage):
             self._scanned = None
             self.post_message(CancelPlan())
         else:
+            self.post_message(Say("scanning again"))
             self.post_message(MakePlan())
         self._draw_source()
 

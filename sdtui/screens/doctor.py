@@ -104,6 +104,7 @@ class DoctorScreen(Screen[None]):
 
     def action_again(self) -> None:
         """Look again."""
+        self._app.say("checking again")
         self._look()
         self._measure_lag()
 
@@ -130,6 +131,7 @@ class DoctorScreen(Screen[None]):
         from sdtui.graphics_query import ask_graphics
 
         answer = ask_graphics(self._app)
+        self._app.say(f"the terminal was asked for real pictures: {answer}")
         advice = "" if answer.startswith("no") else "SDTUI_PICTURES=kitty or sixel uses it where it is not recognised"
         self._keep(Finding(topic="Asked", fact=f"real pictures: {answer}", advice=advice))
 

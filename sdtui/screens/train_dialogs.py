@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import chop_cells
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -111,6 +112,7 @@ class LogDialog(ModalScreen[None]):
         super().__init__()
         self._path = path
         self._lines: list[str] = []
+        self._folded: list[str] = []
 
     def compose(self) -> ComposeResult:
         """Lay out the dialog."""
@@ -138,10 +140,21 @@ class LogDialog(ModalScreen[None]):
     @on(Loaded)
     def _show(self, message: Loaded) -> None:
         self._lines = message.lines
-        self.query_one(RowList).show_rows(len(self._lines), cursor=len(self._lines) - 1)
+        self._fold()
+
+    def on_resize(self) -> None:
+        """Fold the lines anew."""
+        self.call_after_refresh(self._fold)
+
+    def _fold(self) -> None:
+        """Break long lines rather than cut them: the end of an error is what it says."""
+        rows = self.query_one(RowList)
+        width = max(20, rows.content_region.width - 1)
+        self._folded = [part for line in self._lines for part in chop_cells(safe_text(line, limit=1000), width) or [""]]
+        rows.show_rows(len(self._folded), cursor=len(self._folded) - 1)
 
     def _row(self, index: int, width: int) -> list[Cell]:
-        return [(fit(safe_text(self._lines[index], limit=1000), width), "")]
+        return [(fit(self._folded[index], width), "")]
 
     def action_close(self) -> None:
         """Close the log."""

@@ -195,15 +195,16 @@ class WizardScreen(WizardFile):
 
     def action_fix_all(self) -> None:
         """Fix every problem that can be fixed; each fix is tried on what the ones before have left."""
-        fixed = 0
+        fixed: list[str] = []
         for _attempt in range(len(self.problems)):
             changes = next((found for problem in self.problems if (found := self.fix_for(problem))), None)
             if changes is None:
                 break
             self._apply_fix(changes)
-            fixed += 1
+            fixed.append(fix_text(changes))
         left = len(self.problems)
-        self._say(f"{fmt.plural(fixed, 'problem')} fixed, {left} left for you" + ("   z undo" if fixed else ""))
+        told = f" ({'; '.join(fixed)}), {left} left for you   z undoes the last" if fixed else f", {left} left for you"
+        self._say(f"{fmt.plural(len(fixed), 'problem')} fixed{told}")
 
     def _fix(self, problems: list[Problem]) -> None:
         changes = self.fix_for(problems[0]) if problems else None

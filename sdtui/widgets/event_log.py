@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from rich.cells import cell_len
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -13,6 +14,7 @@ from engine.display import describe
 from engine.errors import safe_text
 from engine.events import Event, Sampled, Started, Validated
 from sdtui.format import fit
+from sdtui.messages import Say
 from sdtui.widgets.field import Field
 from sdtui.widgets.row_list import Cell, RowList
 
@@ -66,6 +68,7 @@ class EventLog(Vertical):
         self._entries: list[Entry] = []
         self._shown: list[Entry] = []
         self._filter = ""
+        self._told: Entry | None = None
         self.border_title = "Events"
 
     def compose(self) -> ComposeResult:
@@ -138,6 +141,17 @@ class EventLog(Vertical):
             (f"{MARKS.get(entry.kind, '?')} ", style),
             (fit(entry.text, width - used), style),
         ]
+
+    @on(RowList.Moved)
+    def _tell(self, event: RowList.Moved) -> None:
+        """Say the whole of an event that the user goes to and that is cut; one that new events push stays untold."""
+        event.stop()
+        if not self._rows.has_focus or event.index >= len(self._shown):
+            return
+        entry, told = self._shown[-1 - event.index], self._told
+        self._told = entry
+        if entry is not told and cell_len(entry.text) > self._rows.scrollable_content_region.width - 9:
+            self.post_message(Say(f"step {entry.step}, {clock(entry.time)}: {entry.text}"))
 
     @on(Input.Changed, "#event-filter")
     def _filter_changed(self, event: Input.Changed) -> None:

@@ -15,6 +15,7 @@ from textual.widgets import Static
 from engine.errors import safe_text
 from engine.events import Sampled
 from sdtui.format import fit
+from sdtui.messages import Say
 from sdtui.widgets.picture import Picture
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ class Gallery(Vertical):
     def move(self, by: int) -> None:
         """Show an earlier (-1) or later (1) step."""
         if self._steps and self.step is not None:
-            place = max(0, min(self._steps.index(self.step) + by, len(self._steps) - 1))
+            place = self._steps.index(self.step) + by
+            if not 0 <= place < len(self._steps):
+                self.post_message(Say(f"there are no {'earlier' if by < 0 else 'later'} samples"))
+                return
             self._choose(self._steps[place])
             self.post_message(self.StepChosen(self._steps[place]))
 

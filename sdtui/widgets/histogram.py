@@ -49,7 +49,7 @@ class Histogram(Widget):
         hidden = self._bars[height - 1 :]
         bar = self._bars[y]
         if y == height - 1 and len(hidden) > 1:
-            bar = Bar(label=f"{len(hidden)} more", value=sum(bar.value for bar in hidden))
+            bar = Bar(label=f"+{len(hidden)}", value=sum(bar.value for bar in hidden))
         return self._line(bar, width)
 
     def _line(self, bar: Bar, width: int) -> Strip:

@@ -69,7 +69,7 @@ class ShapeList(RowList, inherit_bindings=False):
         return [
             (f" {fit(LABELS[key], 14)}", "dim" if is_idle else ""),
             (fit(shown, 10), "dim" if is_idle else "accent"),
-            (fit("no effect" if is_idle else self._origin(key), max(0, width - 26)), "dim"),
+            (fit("no effect" if is_idle else self._origin(key), width - 26 if width >= 30 else 0), "dim"),
         ]
 
     def action_step(self, by: int) -> None:

@@ -77,6 +77,6 @@ class StepBar(Widget):
 def _fitting(meter: str, room: int) -> str:
     """Return as many parts of the meter as there is room for, the first ones first: half a number misleads."""
     parts = meter.split("  ")
-    while len(parts) > 1 and cell_len("  ".join(parts)) > room:
+    while parts and cell_len("  ".join(parts)) > room:
         parts.pop()
     return "  ".join(parts)

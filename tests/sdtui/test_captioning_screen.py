@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from PIL import Image
 from textual.widgets import Input
 
 from engine.captioning.base import CaptionerOptions
 from engine.captioning.onnx_tagger import DEEPDANBOORU_THRESHOLD
-from sdtui.captioning_options import OPTIONS
+from sdtui.captioning_options import OPTIONS, Choices
+from sdtui.captioning_work import Bench
 from sdtui.screens.captioning import CaptioningScreen
 from tests.engine.captioning.models_support import wd14_v14
 from tests.sdtui.page_support import wizard_on, write_pictures
@@ -259,3 +261,13 @@ async def test_the_screen_at_both_sizes(folder, size):
         screen._say("4 described")
         await pilot.pause()
         assert matches_snapshot(pilot.app, f"captioning-{size[0]}x{size[1]}")
+
+
+def test_texts_that_training_would_read_instead_are_named(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.caption").write_text("a heart")
+
+    found, said = Bench(tmp_path, recursive=False).read(Choices())
+
+    assert found == {"a.png": None}
+    assert said.startswith("1 of 1 pictures have a .caption")

@@ -90,3 +90,10 @@ def test_ticks_are_round():
             (1500, 2000, 500),
         ]
     ] == ["0", ".05", ".150", "1e-4", "1500"]
+
+
+def test_a_chart_without_values_claims_none():
+    text = "".join(text_of(draw([], View(first=0, last=1), width=60, height=10)))
+
+    assert {char for char in text if char.isdigit()} <= {"0", "1"}, "steps are whole, and there is no value yet"
+    assert "." not in text

@@ -13,6 +13,7 @@ from engine.events import EventLog, Interrupted, Requested, Sampled, Started, Wa
 from engine.run import RunFolder
 from sdtui.widgets.gallery import Gallery
 from sdtui.widgets.plot import Plot, _changed
+from sdtui.widgets.status_line import StatusLine
 from tests.sdtui.fake_run import PAUSED, TIME, FakeRun
 from tests.sdtui.screen_support import matches_snapshot, press, settle, shown, styles_of, text_of, until
 
@@ -424,3 +425,25 @@ async def test_a_resume_voids_later_events_on_the_screen(live):
         assert "1000 \u25b2" not in text_of(app)
         assert app.screen.query_one(Gallery).step == 600
         assert isinstance(app.screen.state.events[-1], Started)
+
+
+async def test_an_event_that_is_cut_is_told_whole(live):
+    async with shown("train", live) as (app, pilot):
+        await press(pilot, "end")
+
+        assert ", pid " in str(app.screen.query_one(StatusLine).render())
+
+
+async def test_the_log_is_folded_not_cut(live):
+    (live.path / "log.txt").write_text("word " * 60 + "the cause")
+    async with shown("train", live) as (app, pilot):
+        await press(pilot, "l")
+
+        assert "the cause" in text_of(app)
+
+
+async def test_a_step_beyond_the_samples_is_said(live):
+    async with shown("train", live) as (app, pilot):
+        await press(pilot, "full_stop")
+
+        assert "there are no later samples" in text_of(app)
