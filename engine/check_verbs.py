@@ -55,8 +55,12 @@ def _check(parsed: argparse.Namespace) -> int:
         _dump([problem.as_json() for problem in problems], indent=1)
     else:
         print_problems(problems)
-        _say(f"{errors} errors, {len(problems) - errors} remarks")
+        _say(f"{_count(errors, 'error')}, {_count(len(problems) - errors, 'remark')}")
     return WRONG if errors else DONE
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _plan(parsed: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ _JPEG_ENDS = frozenset({0xD9, 0xDA})
 _NEXT_BYTES = 64  # Behind the head only the next chunk's header is looked at.
 _PIXEL_CHUNKS = 8  # How many are jumped over one by one before the end of the file is searched instead,
 _TAIL_BYTES = 4096  # and how much of it.
+_CUT_OFF = "the file ends before the picture does"
 _MAX_SEGMENTS = 1000  # A sound file has a few dozen; a crafted one could keep us busy for ever.
 
 # O_NONBLOCK: opening a named pipe that took the place of a picture must not wait for its writer.
@@ -71,6 +72,8 @@ def read_header(fd: int, size: int) -> Header:
         elif head[:8] == b"\x89PNG\r\n\x1a\n":
             found = _parse_png(head, fd, size)
         elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            if int.from_bytes(head[4:8], "little") + 8 > size:
+                raise BadPictureError("damaged", _CUT_OFF)
             found = _parse_webp(head, fd)
         else:
             found = _parse_bmp(head) if head[:2] == b"BM" else None
@@ -136,6 +139,8 @@ def _parse_png(head: bytes, fd: int, size: int) -> Header:
                 break
         length, kind = struct.unpack_from(">I4s", head, position)
         if kind == b"IDAT":
+            if start + position + 8 + length > size:
+                raise BadPictureError("damaged", _CUT_OFF)
             num_pixel_chunks += 1
             if num_pixel_chunks > _PIXEL_CHUNKS:
                 tail = _read_at(fd, max(0, size - _TAIL_BYTES), _TAIL_BYTES)

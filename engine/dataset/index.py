@@ -16,7 +16,7 @@ from engine.dataset.examine import Portion, portion_from
 from engine.errors import safe_text
 
 FILE_NAME = "index.sqlite"
-_VERSION = 2  # Count up whenever what is read from a file, or how it is kept, changes.
+_VERSION = 3  # Count up whenever what is read from a file, or how it is kept, changes.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS portion (
   folder BLOB, kind TEXT, number INTEGER, columns TEXT, PRIMARY KEY (folder, kind, number)

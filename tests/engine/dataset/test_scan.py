@@ -175,6 +175,15 @@ def test_long_captions_are_cut_at_64_kb(folder: Path) -> None:
             "64 meg",
         ),
         ("a.webp", b"RIFF\0\0\0\0WEBPVP8 " + bytes(40), "damaged", ""),
+        ("a.webp", b"RIFF\0\1\0\0WEBPVP8 " + bytes(40), "damaged", "ends before the picture"),
+        (
+            "a.png",
+            b"\x89PNG\r\n\x1a\n"
+            + _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0))
+            + _png_chunk(b"IDAT", bytes(90))[:50],
+            "damaged",
+            "ends before the picture",
+        ),
     ],
 )
 def test_bad_files_are_named_with_what_they_are(folder: Path, name: str, data: bytes, code: str, words: str) -> None:
