@@ -9,6 +9,7 @@ WRONG = 2
 SCREENS = """\
 screens:
   (none)      Open the wizard, on Home.
+  RUN.toml    Open the wizard on a file.
   demo        Write the starter project and open the wizard on it.
   attach DIR  Watch a run that is running or finished.
   serve       Show the wizard in a browser, on this machine only."""
@@ -17,8 +18,8 @@ screens:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words:
-        return open_wizard()
+    if not words or (len(words) == 1 and words[0].endswith(".toml")):
+        return open_wizard(Path(words[0]) if words else None)
     if words[0] == "demo":
         from sdtui.demo import demo
 

@@ -62,7 +62,7 @@ class SdtuiApp(App[str]):
         (0, "-tiny"), (MIN_WIDTH, "-narrow"), (120, "-wide"),
     ]  # fmt: skip
     VERTICAL_BREAKPOINTS = [  # noqa: RUF012 - Textual declares it so
-        (0, "-flat"), (MIN_HEIGHT, "-short"), (36, "-tall"),
+        (0, "-flat"), (MIN_HEIGHT, "-low"), (21, "-short"), (36, "-tall"),
     ]  # fmt: skip
 
     def __init__(

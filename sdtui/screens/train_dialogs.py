@@ -174,7 +174,7 @@ class SampleDialog(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """Lay out the dialog."""
         with Vertical(classes="dialog pane large") as pane:
-            pane.border_subtitle = "left right prompt   up down step   esc close"
+            pane.border_subtitle = "\u2190 \u2192 prompt   \u2191 \u2193 step   esc close"
             yield Picture(self._mode)
             yield Static("", markup=False, classes="caption")
 

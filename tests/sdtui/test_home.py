@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input
 
+import sdtui.__main__
 from sdtui import recent
 from sdtui.screens.home import HomeScreen
 from sdtui.summary import summarise
@@ -304,3 +305,11 @@ async def test_a_message_longer_than_the_line_is_shown_whole():
         await settle(pilot)
 
         assert "and its   end" in home(app)
+
+
+def test_a_file_on_the_command_line_is_opened(monkeypatch):
+    opened = []
+    monkeypatch.setattr(sdtui.__main__, "open_wizard", lambda path: opened.append(path) or 0)
+
+    assert sdtui.__main__.main(["own.toml"]) == 0
+    assert opened == [Path("own.toml")]

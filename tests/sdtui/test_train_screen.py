@@ -447,3 +447,10 @@ async def test_a_step_beyond_the_samples_is_said(live):
         await press(pilot, "full_stop")
 
         assert "there are no later samples" in text_of(app)
+
+
+async def test_the_smallest_screen_has_room_for_the_curve_of_an_ended_run(tmp_path):
+    run = FakeRun()
+    folder = run.write(tmp_path / "r", run.failed(OUT_OF_MEMORY))
+    async with shown("train", folder, size=(60, 16)) as (app, _pilot):
+        assert app.screen.query_one("#plot", Plot).size.height >= 3
