@@ -125,6 +125,7 @@ class DoctorScreen(Screen[None]):
                 advice="a training in this process may be slowing it: start in the background (b)" if is_slow else "",
             )
         )
+        self._app.say("checked again")
 
     def action_ask(self) -> None:
         """Ask the terminal itself for pictures."""

@@ -321,8 +321,8 @@ class RunsScreen(Screen[None]):
             Choice(value="", title="Keep it", text="Nothing happens."),
             Choice(value="yes", title="Move to the trash", text="z takes it back. The trash lies beside the run."),
         )
-        title = f"Delete {current.name}"
-        if await self.app.push_screen_wait(ChoiceDialog(title, f"{plural(current.models, 'model')} in it.", choices)):
+        held = f"It holds {plural(current.models, 'model')}."
+        if await self.app.push_screen_wait(ChoiceDialog(f"Delete {current.name}", held, choices)):
             self._move(current.path, lambda: move_to_trash(current.path), "moved to the trash")
 
     def _move(self, path: Path, mover: Callable[[], Path], word: str) -> None:

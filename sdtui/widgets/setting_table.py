@@ -98,8 +98,8 @@ class SettingTable(RowList):
 
     def _widths(self, width: int) -> tuple[int, int, int]:
         """Return the cells of name, value and the rest."""
-        names = 34 if self._has_sections or width >= 72 else 30
-        rest = 16 if width >= 64 else 9
+        rest = 16 if width >= 64 else 9 if width >= 52 else 0
+        names = min(34 if self._has_sections or width >= 72 else 30, width - rest - 12)
         return names, max(8, width - names - rest - 4), rest
 
     def _cells(self, index: int, width: int) -> list[Cell]:

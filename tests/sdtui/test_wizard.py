@@ -542,3 +542,10 @@ async def test_what_does_not_fit_into_the_first_line_is_left_out_not_cut():
 
 def test_settings_are_found_by_what_people_call_them():
     assert "learning_rate" in [row.name for row in search("lr")]
+
+
+async def test_values_are_whole_on_the_smallest_screen():
+    async with open_wizard((60, 16)) as (app, pilot):
+        await go_to(app, pilot, "max_train_epochs")
+
+        assert "left out" in text_of(app)
