@@ -17,19 +17,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain, cycle
 from pathlib import Path
-from typing import Self
 
 from diffusers import UNet2DConditionModel
 
+from benchmarks.terminal import Terminal
 from engine.events import Step, read_events
 from tests.engine.run_support import pictures, tiny_model, write_pictures, write_run
-from tests.sdtui.pty_support import PtyProcess
 
 SCREEN = """
 import sys
@@ -48,7 +46,6 @@ from sdtui.app import SdtuiApp
 from sdtui.guard import run_app
 sys.exit(run_app(SdtuiApp(attach=Path({folder!r}))))
 """
-SIZE = (120, 40)
 TURN_SECONDS, SETTLING_SECONDS = 3.0, 0.3
 ENDLESS = 1_000_000  # Steps; the end of the comparison is the end of the training.
 
@@ -157,45 +154,6 @@ def compare(name: str, make: Callable[[Path], Path], rounds: int) -> None:
         ratios = [math.log(other / own) for other, own in zip(seconds[way], seconds["headless"], strict=True)]
         cost, error = statistics.mean(ratios), statistics.stdev(ratios) / math.sqrt(len(ratios))
         print(f"  {way:<11} {100 * math.expm1(cost):+.1f} % (standard error {100 * error:.1f}, {rounds} turns each)")
-
-
-class Terminal:
-    """A screen on a pseudo-terminal whose output is read all the time."""
-
-    def __init__(self, script: str) -> None:
-        self.process = PtyProcess(script, size=SIZE, env={"HOME": tempfile.mkdtemp()})
-        self._stops = threading.Event()
-        self._reader = threading.Thread(target=self._read)
-
-    def __enter__(self) -> Self:
-        self._reader.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stops.set()
-        self._reader.join()
-        self.process.close()
-
-    def _read(self) -> None:
-        while not self._stops.is_set():
-            self.process._read(0.05)  # noqa: SLF001
-            if len(self.process.output) > 1_000_000:
-                self.process.output = self.process.output[-1000:]
-
-    def until(self, is_done: Callable[[], bool]) -> None:
-        while not is_done():
-            assert self.process.process.poll() is None, self.process.output[-2000:]
-            time.sleep(0.2)
-
-    def answer_seconds(self, key: bytes, wanted: bytes) -> float:
-        """Return how long a key takes to draw something."""
-        self.process.output = b""
-        began = time.perf_counter()
-        self.process.press(key)
-        while wanted not in self.process.output:
-            assert time.perf_counter() - began < 20, (key, wanted)
-            time.sleep(0.0005)
-        return time.perf_counter() - began
 
 
 # Keys of the training screen, and what each draws; the second time it draws another thing.

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +21,7 @@ from engine.errors import EngineError
 from engine.paths import written_path
 from engine.run import RunFolder
 from sdtui import guard, recent
+from sdtui.breath import Breath
 from sdtui.keys import bindings
 from sdtui.messages import OpenRun, OpenToml, Say
 from sdtui.pages import SCREENS, load
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
 
 
 WARM_MODULES = (
-    "engine.settings_io", "sdtui.draft", "sdtui.screens.wizard", "sdtui.screens.model", "sdtui.screens.options",
-    "engine.headless",
+    "engine.settings_io", "sdtui.draft", "sdtui.screens.wizard", "sdtui.screens.model", "sdtui.screens.data",
+    "sdtui.screens.buckets", "sdtui.screens.options", "sdtui.screens.review", "engine.pixels", "engine.headless",
 )  # fmt: skip
 
 
@@ -136,7 +138,7 @@ class SdtuiApp(App[str]):
         self._loop = asyncio.get_running_loop()
         if self.tty is not None:
             self.tty.on_lost = lambda: self.end_from_outside("lost")
-            self.tty.on_resumed = lambda: self._soon(self._repaint)
+            self.tty.on_resumed = lambda: self.soon(self._repaint)
             self.set_interval(1.0, self.tty.check)
         self.push_screen(HomeScreen(self.terminal))
         if self.ending:
@@ -146,29 +148,33 @@ class SdtuiApp(App[str]):
     def _after_first_paint(self) -> None:
         if self._attach_to is not None:
             self.post_message(OpenRun(self._attach_to))
-        elif self._open_path is not None:
+            return
+        if self._open_path is not None:
             self.open_wizard(self._open_path)
-        else:
-            self._warm_up()
+        self._warm_up()
 
     @work(thread=True, group="warm-up")
     def _warm_up(self) -> None:
-        """Import what the wizard needs while Home is read, so that its first key does not wait."""
+        """Import what the wizard and its pages need before it is asked for, so that no key waits for it."""
+        breath = Breath(self.soon, lambda: False)
         for name in WARM_MODULES:
             import_module(name)
             time.sleep(0.05)
+            breath()
 
     def _repaint(self) -> None:
         self.screen.refresh(layout=True)
 
-    def _soon(self, callback: Callable[[], object]) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(callback)
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Call something in the event loop as soon as it comes round; may be called from any thread."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # It has ended.
+                self._loop.call_soon_threadsafe(callback)
 
     def end_from_outside(self, ending: str) -> None:
         """End the screen because of a signal or a lost terminal; may be called from any thread or signal handler."""
         self.ending = self.ending or ending
-        self._soon(self._end)
+        self.soon(self._end)
 
     def _end(self) -> None:
         self.exit(self.ending)

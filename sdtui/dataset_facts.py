@@ -6,7 +6,6 @@ Dimension key: N pictures.
 """
 
 import re
-import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,9 +26,8 @@ from engine.tokens import ClipTokenizer, capacity, count_tokens, load_tokenizer
 
 Rows = NDArray[np.int64]
 
-PORTION = 200  # Captions looked at between two questions whether to go on,
-BREATH_SECONDS = 0.002  # and a moment without the interpreter lock, in which the screen draws and answers keys.
-MATCHED = 10_000  # Names and captions searched between the two.
+PORTION = 100  # Captions looked at between two questions whether to go on,
+MATCHED = 1000  # and names and captions searched.
 TAGS_KEPT = 5000
 _COUNT = re.compile(r"(\d+) ")
 _RANK: Mapping[Severity, int] = {"error": 0, "warning": 1, "info": 2}
@@ -129,7 +127,7 @@ def examine(plan: Plan, *, is_stopped: Callable[[], bool] = lambda: False) -> Da
     words: Counter[str] = Counter()
     parts = 0
     for captions in _portions(plan, options):
-        _breathe(is_stopped)
+        _check(is_stopped)
         tokens += count_tokens([text for text, _ in captions], clip, weighted=model.weighted_captions)
         for text, separator in captions:
             found = [part.strip() for part in text.split(separator)]
@@ -147,10 +145,9 @@ def examine(plan: Plan, *, is_stopped: Callable[[], bool] = lambda: False) -> Da
     )
 
 
-def _breathe(is_stopped: Callable[[], bool]) -> None:
+def _check(is_stopped: Callable[[], bool]) -> None:
     if is_stopped():
         raise StoppedError
-    time.sleep(BREATH_SECONDS)
 
 
 def _full(options: CaptionOptions) -> CaptionOptions:
@@ -199,7 +196,7 @@ def matching(plan: Plan, rows_N: Rows, text: str, *, is_stopped: Callable[[], bo
     found = []
     for number, row in enumerate(rows_N.tolist()):
         if number % MATCHED == 0:
-            _breathe(is_stopped)
+            _check(is_stopped)
         if wanted in keys[row].casefold() or wanted in captions[row].casefold():
             found.append(row)
     return np.array(found, np.int64)

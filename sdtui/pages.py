@@ -14,17 +14,20 @@ A page is a class named here by dotted path, so that its module is imported when
 `DraftChanged` and `PlanChanged` come once right after the page is mounted, and after each change.
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from textual.containers import Container
 
+from sdtui.breath import Breath, breath_of
 from sdtui.messages import ChangeSettings
 
 if TYPE_CHECKING:
     from engine.plan import Plan
+    from sdtui.app import SdtuiApp
     from sdtui.draft import Draft
 
 
@@ -70,6 +73,11 @@ SCREENS = {
 }
 
 
+async def load_in_thread(path: str) -> Any:  # noqa: ANN401 - a class known only by its dotted path
+    """Return the class of a dotted path; the screen goes on while its module is imported."""
+    return await asyncio.to_thread(load, path)
+
+
 def load(path: str) -> Any:  # noqa: ANN401 - a class known only by its dotted path
     """Return the class of a dotted path such as "sdtui.screens.model:ModelPage"."""
     module, _, name = path.partition(":")
@@ -98,6 +106,10 @@ class WizardPage(Container):
     def change(self, values: Mapping[str, object], label: str = "") -> None:
         """Ask the wizard to set settings; None takes one back to its default."""
         self.post_message(ChangeSettings(values, label))
+
+    def breath(self) -> Breath:
+        """Return what a worker's thread asks between portions whether to stop."""
+        return breath_of(cast("SdtuiApp", self.app))
 
     def show_setting(self, name: str) -> None:
         """Bring a setting into view and focus it; pages that show settings override this."""

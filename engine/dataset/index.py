@@ -7,7 +7,7 @@ five times as fast as a row for each picture. Several programs may use it; losin
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Self
@@ -49,15 +49,22 @@ class Index:
             self._give_up(error)
         self._database.close()
 
-    def portions(self, folder: str, kind: str) -> list[Portion]:
-        """Return what is kept of a folder; `kind` tells apart different ways to caption its pictures."""
+    def portions(self, folder: str, kind: str, check: Callable[[], None] = lambda: None) -> list[Portion]:
+        """Return what is kept of a folder; `kind` tells apart different ways to caption its pictures.
+
+        `check` is called between portions, and what it raises is passed on.
+        """
         query = "SELECT columns FROM portion WHERE folder = ? AND kind = ? ORDER BY number"
         try:
             rows = self._database.execute(query, (os.fsencode(folder), kind)).fetchall()
-            return [portion_from(json.loads(text)) for (text,) in rows]
+            portions = []
+            for (text,) in rows:
+                check()
+                portions.append(portion_from(json.loads(text)))
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
             self._give_up(error)
             return []
+        return portions
 
     def put(self, folder: str, kind: str, portions: Iterable[tuple[int, str]], *, count: int) -> None:
         """Keep the numbered portions (as JSON) that changed, of a folder that now has `count` portions."""
@@ -72,14 +79,26 @@ class Index:
         except sqlite3.Error as error:
             self._give_up(error)
 
-    def hashes(self, paths: Sequence[str], modified: Sequence[int], sizes: Sequence[int]) -> list[str]:
-        """Return the content hash of each picture, "" where it is not known for the file's time and size."""
+    def hashes(
+        self,
+        paths: Sequence[str],
+        modified: Sequence[int],
+        sizes: Sequence[int],
+        check: Callable[[], None] = lambda: None,
+    ) -> list[str]:
+        """Return the content hash of each picture, "" where it is not known for the file's time and size.
+
+        `check` is called every thousand rows, and what it raises is passed on.
+        """
+        known: dict[tuple[bytes, int, int], str] = {}
         try:
             rows = self._database.execute("SELECT path, modified, size, hash FROM content")
-            known = {(path, time, size): digest for path, time, size, digest in rows}
+            while part := rows.fetchmany(1000):
+                check()
+                known.update(((path, time, size), digest) for path, time, size, digest in part)
         except sqlite3.Error as error:
             self._give_up(error)
-            known = {}
+            known = {}  # What a damaged file told before it failed is not to be trusted.
         keys = zip(map(os.fsencode, paths), modified, sizes, strict=True)
         return [known.get((path, int(time), int(size)), "") for path, time, size in keys]
 

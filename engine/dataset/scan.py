@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -38,6 +38,7 @@ _KEEP_EVERY = 64  # Portions put into the index at once.
 
 Progress = Callable[[int, int | None], None]
 Cancel = Callable[[], bool]
+Check = Callable[[], None]
 
 
 class ScanCancelledError(EngineError):
@@ -164,23 +165,23 @@ def scan(
         config: The data sets.
         cache_dir: Where the index is kept.
         progress: Called with pictures done and their total, which is None while folders are still being listed.
-        cancel: Asked between portions; true ends the scan.
+        cancel: Asked every few milliseconds of work; true ends the scan.
 
     Raises:
         ScanCancelledError: `cancel` said so.
         EngineError: A metadata file can't be read.
     """
     findings, columns = Findings(), _Columns()
-    done, jobs = 0, []
+    done, jobs, check = 0, [], partial(_check, cancel)
     for number, subset in enumerate(config.subsets):
-        jobs.append(_list_subset(number, subset, findings))
+        jobs.append(_list_subset(number, subset, findings, check))
         progress(sum(len(listing.names) for job in jobs for listing in job.listings), None)
-        _check(cancel)
+        check()
     total = sum(len(listing.names) for job in jobs for listing in job.listings)
     with Index(cache_dir) as index:
-        for folder, portion in _examined(jobs, index, total):
+        for folder, portion in _examined(jobs, index, total, check):
             _add(folder, portion, columns, findings, config.max_pixels)
-            _check(cancel)
+            check()
             done += len(portion.names)
             progress(done, total)
         if index.notice:
@@ -197,12 +198,13 @@ def _caption_suffixes(subset: Subset) -> tuple[str, ...]:
     return tuple(dict.fromkeys([subset.caption_extension, ".txt"]))
 
 
-def _list_subset(number: int, subset: Subset, findings: Findings) -> _Job:
+def _list_subset(number: int, subset: Subset, findings: Findings, check: Check) -> _Job:
     entries: Mapping[str, Entry] | None = None
     if subset.metadata_file is None:
         suffixes = _caption_suffixes(subset)
         folder = os.path.abspath(subset.image_dir)
-        listings = list(walk(folder, recursive=subset.recursive, caption_suffixes=suffixes, findings=findings))
+        found = walk(folder, recursive=subset.recursive, caption_suffixes=suffixes, findings=findings, check=check)
+        listings = list(found)
     else:
         entries = locate(read_metadata(subset.metadata_file, findings), subset.image_dir, findings)
         listings = _listings_of(entries)
@@ -219,10 +221,10 @@ def _listings_of(paths: Iterable[str]) -> list[Listing]:
     return [Listing(folder=folder, names=names, caption_names=[""] * len(names)) for folder, names in folders.items()]
 
 
-def _examined(jobs: Sequence[_Job], index: Index, total: int) -> Iterator[tuple[_Folder, Portion]]:
+def _examined(jobs: Sequence[_Job], index: Index, total: int, check: Check) -> Iterator[tuple[_Folder, Portion]]:
     """Yield every portion in order, and keep what changed in the index."""
     changed: list[tuple[int, str]] = []
-    for folder, number, (portion, text) in _in_parallel_if_worth_it(_tasks(jobs, index), total):
+    for folder, number, (portion, text) in _in_parallel_if_worth_it(_tasks(jobs, index, check), total):
         if text:
             changed.append((number, text))
         if changed and (len(changed) >= _KEEP_EVERY or number == folder.count - 1):
@@ -231,10 +233,11 @@ def _examined(jobs: Sequence[_Job], index: Index, total: int) -> Iterator[tuple[
         yield folder, portion
 
 
-def _tasks(jobs: Sequence[_Job], index: Index) -> Iterator[_Task]:
+def _tasks(jobs: Sequence[_Job], index: Index, check: Check) -> Iterator[_Task]:
     for job in jobs:
         for listing in job.listings:
-            folder = _Folder(job=job, listing=listing, portions=index.portions(listing.folder, job.kind))
+            portions = index.portions(listing.folder, job.kind, check)
+            folder = _Folder(job=job, listing=listing, portions=portions)
             for number in range(folder.count):
                 yield folder, number
 
@@ -244,7 +247,8 @@ def _in_parallel_if_worth_it(tasks: Iterator[_Task], total: int) -> Iterator[_Do
 
     A cold disk or a network lets each file wait, and sixteen threads wait better than one. A warm page cache answers in
     microseconds: threads would only fight for the interpreter lock (measured: half the speed), but helper processes pay
-    off for a large folder that the index does not know.
+    off for a large folder that the index does not know, be the disk cold or not: beside a busy screen, which holds the
+    lock, either looks alike from here.
     """
     seen, fresh, seconds = 0, 0, 0.0
     for folder, number in tasks:
@@ -254,21 +258,25 @@ def _in_parallel_if_worth_it(tasks: Iterator[_Task], total: int) -> Iterator[_Do
         seen += len(result[0].names)
         fresh += len(result[0].names) if result[1] else 0
         yield folder, number, result
-        if seen >= PORTION and seconds > _SLOW_SECONDS * seen:
-            yield from _in_threads(tasks, [None] * _THREADS)
-        elif fresh >= _FRESH and total - seen >= _WORTH_HELPERS:
-            helpers = [Helper() for _ in range(num_helpers())]
+        is_slow = seen >= PORTION and seconds > _SLOW_SECONDS * seen
+        is_worth_helpers = fresh >= (PORTION if is_slow else _FRESH) and total - seen >= _WORTH_HELPERS
+        if is_worth_helpers and num_helpers():
+            helpers: list[Helper | None] = [Helper() for _ in range(num_helpers())]
             try:
                 yield from _in_threads(tasks, helpers)
             finally:
                 for helper in helpers:
-                    helper.close()
+                    if helper is not None:
+                        helper.close()
+        elif is_slow:
+            yield from _in_threads(tasks, [None] * _THREADS)
 
 
-def _in_threads(tasks: Iterator[_Task], helpers: Sequence[Helper | None]) -> Iterator[_Done]:
-    """Examine the remaining portions in a thread for each helper (or None, for a thread that works itself)."""
-    if not helpers:
-        return
+def _in_threads(tasks: Iterator[_Task], helpers: list[Helper | None]) -> Iterator[_Done]:
+    """Examine the remaining portions in a thread for each helper (or None, for a thread that works itself).
+
+    While helpers wait for the disk, more of them are added to the list.
+    """
     free = SimpleQueue[Helper | None]()
     for helper in helpers:
         free.put(helper)
@@ -281,9 +289,12 @@ def _in_threads(tasks: Iterator[_Task], helpers: Sequence[Helper | None]) -> Ite
             free.put(helper)
 
     waiting: deque[tuple[_Folder, int, Future[tuple[Portion, str]]]] = deque()
-    pool = ThreadPoolExecutor(len(helpers), thread_name_prefix="scan")
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="scan")
     try:
         for folder, number in tasks:
+            if len(helpers) < _THREADS and any(helper is not None and helper.waits for helper in helpers):
+                helpers.append(Helper())
+                free.put(helpers[-1])
             waiting.append((folder, number, pool.submit(work, folder, number)))
             if len(waiting) > 2 * len(helpers):
                 done = waiting.popleft()

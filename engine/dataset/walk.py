@@ -4,7 +4,7 @@
 # ruff: noqa: PTH115, PTH116
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from engine.dataset.findings import Findings
@@ -13,6 +13,7 @@ from engine.errors import safe_text
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
 _SUFFIX_SPELLINGS = PICTURE_SUFFIXES | {suffix.upper() for suffix in PICTURE_SUFFIXES}
 _OTHER_SUFFIXES = frozenset({".gif", ".tif", ".tiff", ".heic", ".heif", ".jp2", ".psd", ".svg", ".tga"})
+_CHECKED = 1000  # Entries listed between two questions whether to go on.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +25,17 @@ class Listing:
     caption_names: list[str]
 
 
-def walk(root: str, *, recursive: bool, caption_suffixes: tuple[str, ...], findings: Findings) -> Iterator[Listing]:
+def walk(
+    root: str,
+    *,
+    recursive: bool,
+    caption_suffixes: tuple[str, ...],
+    findings: Findings,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Listing]:
     """Yield every folder that holds pictures; what is left out is added to `findings`.
 
-    Links are followed, each folder once, so that a loop of links ends.
+    Links are followed, each folder once, so that a loop of links ends. `check` is called every thousand entries.
     """
     waiting = [root]
     seen: set[tuple[int, int]] = set()
@@ -36,7 +44,7 @@ def walk(root: str, *, recursive: bool, caption_suffixes: tuple[str, ...], findi
         try:
             if recursive and not _is_new(folder, seen, findings):
                 continue
-            listing, inner = _list(folder, caption_suffixes, findings)
+            listing, inner = _list(folder, caption_suffixes, findings, check)
         except OSError as error:
             reason = f"the folder can't be read ({error.strerror or error})"
             findings.add("unreadable-folder", folder, reason)
@@ -57,13 +65,17 @@ def _is_new(folder: str, seen: set[tuple[int, int]], findings: Findings) -> bool
     return True
 
 
-def _list(folder: str, caption_suffixes: tuple[str, ...], findings: Findings) -> tuple[Listing, list[str]]:
+def _list(
+    folder: str, caption_suffixes: tuple[str, ...], findings: Findings, check: Callable[[], None]
+) -> tuple[Listing, list[str]]:
     """Return the folder's pictures with their captions, and the folders inside it."""
     names: list[str] = []
     stems: dict[str, set[str]] = {suffix: set() for suffix in caption_suffixes}
     inner: list[str] = []
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for number, entry in enumerate(entries):
+            if number % _CHECKED == 0:
+                check()
             name = entry.name
             dot = name.rfind(".")
             suffix = name[dot:]
@@ -80,7 +92,8 @@ def _list(folder: str, caption_suffixes: tuple[str, ...], findings: Findings) ->
             except OSError as error:  # A link that leads to itself.
                 findings.add("not-a-file", entry.path, f"can't be followed ({error.strerror or error})")
     names.sort()
-    return Listing(folder=folder, names=names, caption_names=_pair(names, stems)), inner
+    check()
+    return Listing(folder=folder, names=names, caption_names=_pair(names, stems, check)), inner
 
 
 def _sort_out(entry: os.DirEntry[str], suffix: str, names: list[str], findings: Findings) -> None:
@@ -96,10 +109,11 @@ def _sort_out(entry: os.DirEntry[str], suffix: str, names: list[str], findings: 
         findings.add("not-a-file", entry.path, "no regular file but a pipe, socket or device")
 
 
-def _pair(names: list[str], stems_of: dict[str, set[str]]) -> list[str]:
+def _pair(names: list[str], stems_of: dict[str, set[str]], check: Callable[[], None]) -> list[str]:
     """Return the caption file of each picture: the first suffix that there is one for, else ""."""
     stems = [name[: name.rfind(".")] for name in names]
     found = [""] * len(names)
     for suffix, known in reversed(stems_of.items()):
+        check()
         found = [stem + suffix if stem in known else other for stem, other in zip(stems, found, strict=True)]
     return found

@@ -29,7 +29,7 @@ from sdtui.pages import WizardPage
 from sdtui.terminal import picture_mode
 from sdtui.widgets.field import Field
 from sdtui.widgets.histogram import Bar, Histogram, bar_of
-from sdtui.widgets.picture_pane import PicturePane
+from sdtui.widgets.picture_pane import PicturePane, prepare_to_show
 from sdtui.widgets.row_list import Cell, RowList
 from sdtui.widgets.shape_list import LABELS, ShapeList, stepped
 from sdtui.widgets.virtual_table import Column, VirtualTable
@@ -156,6 +156,7 @@ class BucketsPage(WizardPage):
     def _compute(self, plan: "Plan", settings: "Settings") -> None:
         worker = get_current_worker()
         facts, given, error = None, [], ""
+        prepare_to_show(plan)
         try:
             again = planned_again(plan, settings)
             given = keys_in_file(settings.dataset)

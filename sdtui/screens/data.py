@@ -14,7 +14,6 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import Input
-from textual.worker import get_current_worker
 
 from engine.dataset.duplicates import DuplicateGroup, find_duplicates
 from engine.dataset.scan import ScanCancelledError
@@ -31,7 +30,7 @@ from sdtui.pages import WizardPage
 from sdtui.terminal import picture_mode
 from sdtui.widgets.data_side import DataSide
 from sdtui.widgets.field import Field
-from sdtui.widgets.picture_pane import PicturePane
+from sdtui.widgets.picture_pane import PicturePane, prepare_to_show
 from sdtui.widgets.row_list import Cell, RowList
 from sdtui.widgets.source_line import SourceLine
 from sdtui.widgets.virtual_table import Column, VirtualTable
@@ -157,14 +156,15 @@ class DataPage(CaptioningEntry, WizardPage):
     # Textual describes a worker by the repr of its arguments, which for a plan of 100,000 pictures takes 0.6 s.
     @work(thread=True, exclusive=True, group="examine", description="examine")
     def _examine(self, plan: "Plan") -> None:
-        worker = get_current_worker()
+        breath = self.breath()
         known, facts, twice = self._known or (None, None, ())
         if known is None or facts is None or not is_same_data(known, plan):
+            prepare_to_show(plan)
             self.post_message(self.Examined(plan, groups_of(plan.problems, plan)))
             try:
-                facts = examine(plan, is_stopped=lambda: worker.is_cancelled)
+                facts = examine(plan, is_stopped=breath)
                 self.post_message(self.Examined(plan, groups_of(plan.problems, plan, facts), facts))
-                twice = find_duplicates(plan.catalog, cache_dir=cache_dir(), cancel=lambda: worker.is_cancelled)
+                twice = find_duplicates(plan.catalog, cache_dir=cache_dir(), cancel=breath)
             except (StoppedError, ScanCancelledError):
                 return
             self._known = plan, facts, twice
@@ -219,9 +219,8 @@ class DataPage(CaptioningEntry, WizardPage):
 
     @work(thread=True, exclusive=True, group="match", description="match")
     def _match(self, plan: "Plan", rows_N: Rows, text: str, group: str) -> None:
-        worker = get_current_worker()
         try:
-            found_N = matching(plan, rows_N, text, is_stopped=lambda: worker.is_cancelled)
+            found_N = matching(plan, rows_N, text, is_stopped=self.breath())
         except StoppedError:
             return
         self.post_message(self.Matched(text, group, found_N))

@@ -14,11 +14,11 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
 from textual.message import Message
-from textual.worker import get_current_worker
 
 from engine.errors import Problem, ProblemsError, Severity
 from sdtui import format as fmt
 from sdtui.around import Around
+from sdtui.breath import breath_of
 from sdtui.draft import Draft, free_folder
 from sdtui.fixes import fix_for, fix_text
 from sdtui.keys import bindings
@@ -35,7 +35,7 @@ from sdtui.messages import (
     StartRun,
 )
 from sdtui.outlook import PLANNED, TAKEN, find_plan, forecast, marks
-from sdtui.pages import PAGES, WizardPage, load, page_of
+from sdtui.pages import PAGES, WizardPage, load_in_thread, page_of
 from sdtui.screens.wizard_file import WizardFile
 from sdtui.widgets.key_footer import KeyFooter
 from sdtui.widgets.status_line import StatusLine
@@ -121,7 +121,7 @@ class WizardScreen(WizardFile):
 
     async def _mount_page(self, name: str) -> None:
         spec = next(page for page in PAGES if page.name == name)
-        page: WizardPage = load(spec.path)(self.draft, plan=self.plan)
+        page: WizardPage = (await load_in_thread(spec.path))(self.draft, plan=self.plan)
         page.id = f"page-{name}"
         await self.query_one("#pages").mount(page)
         page.post_message(DraftChanged())
@@ -271,14 +271,14 @@ class WizardScreen(WizardFile):
     @on(MakePlan)
     @work(thread=True, exclusive=True, group="plan")
     def _make_plan(self) -> None:
-        worker = get_current_worker()
+        breath = breath_of(self._app)
         time.sleep(0.15)  # A key held down changes a number many times.
-        if worker.is_cancelled:
+        if breath():
             return
         settings = self.draft.settings
         self.around.look(settings)
-        plan, problems = find_plan(settings, report=self._report, is_cancelled=lambda: worker.is_cancelled)
-        if not worker.is_cancelled:
+        plan, problems = find_plan(settings, report=self._report, is_cancelled=breath)
+        if not breath():
             self.post_message(self.Planned(plan, problems))
 
     def _report(self, done: int, total: int) -> None:

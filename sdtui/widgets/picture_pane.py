@@ -1,5 +1,6 @@
 """One picture of the data set in a pane: what is cut from it, its sizes, and its caption as the model reads it."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
@@ -58,6 +59,14 @@ class PicturePane(Vertical):
     def redraw(self) -> None:
         """Draw again what another screen has covered."""
         self.query_one(CropPicture).redraw()
+
+
+def prepare_to_show(plan: "Plan") -> None:
+    """Load what a pane needs for the plan's pictures, in a thread and before one is shown: it takes half a second."""
+    from sdtui.dataset_facts import tokenizer
+
+    import_module("engine.pixels")
+    tokenizer(v2=bool(plan.settings.model.v2))
 
 
 def place_text(plan: "Plan", row: int) -> str:

@@ -44,7 +44,7 @@ def _own_pages(monkeypatch, tmp_path):
     monkeypatch.setattr(review, "shown_path", lambda path: f"~/{Path(path).name}")
     real = pages.load
     hidden = {page.path for page in pages.PAGES if page.name in ("model", "data", "buckets")}
-    monkeypatch.setattr(wizard, "load", lambda path: EmptyPage if path in hidden else real(path))
+    monkeypatch.setattr(pages, "load", lambda path: EmptyPage if path in hidden else real(path))
 
 
 @asynccontextmanager
@@ -121,8 +121,8 @@ async def test_steps_are_reached_by_digits_brackets_and_mouse():
 
 async def test_a_page_is_imported_when_it_is_first_shown(monkeypatch):
     loaded = []
-    real = wizard.load
-    monkeypatch.setattr(wizard, "load", lambda path: loaded.append(path) or real(path))
+    real = pages.load
+    monkeypatch.setattr(pages, "load", lambda path: loaded.append(path) or real(path))
     async with open_wizard(step=5) as (_app, pilot):
         await press(pilot, "4", "5", "4")
 

@@ -407,6 +407,25 @@ def test_threads_and_helpers_find_the_same(folder: Path, monkeypatch: pytest.Mon
         assert plain.problems == other.problems
 
 
+def test_helpers_that_wait_for_the_disk_become_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to as many as there would be threads."""
+    started = []
+
+    class Waiting(Helper):
+        def __init__(self) -> None:
+            self._process = None
+            self.waits = True
+            started.append(self)
+
+    for number in range(90):
+        (folder / f"{number:03d}.bmp").write_bytes(_picture("bmp", (8, 8)))
+    for name, value in {"PORTION": 1, "_FRESH": 1, "_WORTH_HELPERS": 1, "num_helpers": lambda: 2}.items():
+        monkeypatch.setattr(scan_module, name, value)
+    monkeypatch.setattr(scan_module, "Helper", Waiting)
+    assert len(_scan(folder)) == 90
+    assert len(started) == 16
+
+
 def test_a_dead_helper_is_replaced_by_ourselves(folder: Path) -> None:
     """A killed helper process costs time, not pictures."""
     (folder / "a.png").write_bytes(_picture("png"))
@@ -430,6 +449,15 @@ def test_progress_is_told_and_a_scan_can_be_stopped(folder: Path) -> None:
     assert told == [(520, None), (256, 520), (512, 520), (520, 520)]
     with pytest.raises(ScanCancelledError):
         _scan(folder, "two", cancel=lambda: True)
+
+
+def test_listing_a_large_folder_asks_whether_to_stop(folder: Path) -> None:
+    """The listing alone takes a while with 100,000 files, and a screen wants its turn."""
+    for number in range(3001):
+        (folder / f"{number:04d}.txt").touch()
+    asked: list[None] = []
+    _scan(folder, cancel=lambda: bool(asked.append(None)))
+    assert len(asked) >= 4
 
 
 def _metadata(folder: Path, entries: object, name: str = "meta.json") -> Catalog:
