@@ -182,7 +182,7 @@ class Opening:
         self._type(b"\r")  # From the findings to the pictures.
         self.press(END, self._last, "End")
         self.press(HOME, b"0000000.", "Home")
-        self.press(b"/", b"ext of the name", "/")  # Its first letter may lie under the cursor.
+        self.press(b"/", b"art of a name", "/")  # Its first letter may lie under the cursor.
         for length in range(1, len(FILTER) + 1):
             self.press(FILTER[length - 1 : length], b'with "' + FILTER[:length] + b'"', "letter of a filter")
         self.press(b"\x15", self._all, "filter emptied")
