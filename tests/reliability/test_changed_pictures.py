@@ -27,13 +27,29 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
 
 
+def spoil(path):
+    """Damage the pixels; the length and every header stay."""
+    data = path.read_bytes()
+    half = len(data) // 2
+    path.write_bytes(data[:half] + bytes(byte ^ 0x5A for byte in data[half:-30]) + data[-30:])
+
+
 def told(run, code="bad-image"):
     return [event.message for event in run.of("warning") if event.code == code]
 
 
 def test_row_28_a_truncated_picture_is_named_before_the_first_step(tmp_path, own):
-    """Its header is whole, so only decoding finds it: nothing is started."""
+    """The scan finds it by its length: nothing is started."""
     truncate(own / "2.png")
+
+    with pytest.raises(EngineError, match=r"2\.png: the file ends before the picture does \(replace it or take it out"):
+        go(tmp_path, pictures=own)
+    assert not (tmp_path / "out").exists()
+
+
+def test_row_28_a_damaged_picture_is_named_before_the_first_step(tmp_path, own):
+    """Its header is whole, so only decoding finds it: nothing is started."""
+    spoil(own / "2.png")
 
     with pytest.raises(EngineError, match=r"2\.png: damaged, it can't be decoded .*replace it or take it out"):
         go(tmp_path, pictures=own)
@@ -41,9 +57,9 @@ def test_row_28_a_truncated_picture_is_named_before_the_first_step(tmp_path, own
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
-def test_row_28_with_skip_bad_images_a_truncated_picture_is_left_out_and_named_once(tmp_path, own, is_cached):
+def test_row_28_with_skip_bad_images_a_damaged_picture_is_left_out_and_named_once(tmp_path, own, is_cached):
     """Cached, the epoch has one picture less; else it counts nothing. The file is untouched."""
-    truncate(own / "2.png")
+    spoil(own / "2.png")
     before = (own / "2.png").read_bytes()
 
     run = go(tmp_path, pictures=own, cache_latents=is_cached, skip_bad_images=True, max_train_epochs=2)
@@ -54,6 +70,17 @@ def test_row_28_with_skip_bad_images_a_truncated_picture_is_left_out_and_named_o
     assert "left out" in message
     assert run.of("started")[0].images == (6 if is_cached else 7)
     assert (own / "2.png").read_bytes() == before
+
+
+def test_row_28_with_skip_bad_images_a_truncated_picture_is_no_part_of_the_plan(tmp_path, own):
+    """It is told with its name, and the epoch has one picture less whether latents are cached or not."""
+    truncate(own / "2.png")
+
+    run = go(tmp_path, pictures=own, cache_latents=False, skip_bad_images=True, max_train_steps=1)
+
+    assert run.code == 0
+    assert run.of("started")[0].images == 6
+    assert any("2.png" in event.message and "ends before" in event.message for event in run.of("warning"))
 
 
 def test_row_44_a_picture_that_vanishes_stops_the_run_with_model_and_state_saved(tmp_path, own):
